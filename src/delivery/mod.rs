@@ -1,0 +1,2 @@
+//! Written next.
+pub mod policy;

@@ -1,0 +1,32 @@
+//! A mail relay between Odoo and Microsoft 365.
+//!
+//! ```text
+//!                         ┌────────── tokens ──────────┐
+//! Odoo ─SMTP→ submission → routing → store → delivery ─SMTP XOAUTH2→ Microsoft 365
+//! Odoo ←HTTP─ odoo ←──────────────────────── fetch ←─IMAP XOAUTH2── Microsoft 365
+//! ```
+//!
+//! Arrows point downwards only: a module knows those to its right, never those to its left. [`routing`],
+//! [`delivery::policy`], [`submission::session`] and [`submission::data`] are pure: no I/O, no clock, no async.
+//! Only [`daemon`] spawns long-lived tasks.
+
+pub mod address;
+pub mod admin;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod daemon;
+pub mod delivery;
+pub mod failure;
+pub mod fetch;
+pub mod logging;
+pub mod mailbox;
+pub mod message;
+pub mod microsoft;
+pub mod odoo;
+pub mod routing;
+pub mod section;
+pub mod store;
+pub mod submission;
+pub mod tls;
+pub mod tokens;

@@ -1,0 +1,2 @@
+//! outlook-relay
+fn main() {}

@@ -1,0 +1,3 @@
+//! Written next.
+pub mod data;
+pub mod session;

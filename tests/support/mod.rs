@@ -1,0 +1,1 @@
+//! The outside world, played by doubles and real servers.
