@@ -1,1 +1,46 @@
-//! Written next.
+//! The one wall clock. Everything that decides takes `now` as an argument; only the edges ask here.
+
+use jiff::{SignedDuration, Timestamp};
+use std::time::Duration;
+
+/// The time now.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is the one place that reads the clock"
+)]
+pub fn now() -> Timestamp {
+    Timestamp::now()
+}
+
+/// `at` moved on by `wait`; the end of time where that overflows.
+pub fn after(at: Timestamp, wait: Duration) -> Timestamp {
+    SignedDuration::try_from(wait)
+        .ok()
+        .and_then(|wait| at.checked_add(wait).ok())
+        .unwrap_or(Timestamp::MAX)
+}
+
+/// How long from `now` until `at`; zero when `at` has passed.
+pub fn until(now: Timestamp, at: Timestamp) -> Duration {
+    Duration::try_from(at.duration_since(now)).unwrap_or(Duration::ZERO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_arithmetic_saturates() {
+        let noon = Timestamp::from_second(1_000_000).unwrap();
+        assert_eq!(
+            after(noon, Duration::from_secs(5)),
+            Timestamp::from_second(1_000_005).unwrap()
+        );
+        assert_eq!(after(noon, Duration::MAX), Timestamp::MAX);
+        assert_eq!(
+            until(noon, after(noon, Duration::from_secs(5))),
+            Duration::from_secs(5)
+        );
+        assert_eq!(until(after(noon, Duration::from_secs(5)), noon), Duration::ZERO);
+    }
+}

@@ -1,1 +1,45 @@
-//! Written next.
+//! The log: one line per event, to stderr, where systemd's journal or a person picks it up.
+
+use std::io::IsTerminal;
+use tracing_subscriber::EnvFilter;
+
+/// What is logged when `RUST_LOG` says nothing: our own events from INFO up, others' warnings.
+const DEFAULT: &str = "warn,outlook_relay=info";
+
+/// Crates that log credentials or whole mails at their most talkative levels, held down whatever `RUST_LOG` says:
+/// async-imap logs commands at TRACE, hyper and reqwest log headers, sqlx logs statements, rustls logs bytes.
+const NEVER_BELOW: [&str; 8] = [
+    "async_imap=warn",
+    "imap_proto=warn",
+    "hyper=info",
+    "hyper_util=info",
+    "reqwest=info",
+    "sqlx=warn",
+    "lettre=warn",
+    "rustls=warn",
+];
+
+/// Starts logging to stderr; under systemd the journal adds the time itself.
+pub fn start() {
+    let wanted = std::env::var("RUST_LOG")
+        .ok()
+        .filter(|filter| !filter.trim().is_empty());
+    let mut filter = EnvFilter::builder().parse_lossy(wanted.as_deref().unwrap_or(DEFAULT));
+    for directive in NEVER_BELOW {
+        if let Ok(directive) = directive.parse() {
+            filter = filter.add_directive(directive);
+        }
+    }
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    let started = if std::env::var_os("JOURNAL_STREAM").is_some() {
+        builder.without_time().try_init()
+    } else {
+        builder.try_init()
+    };
+    // A second start keeps the first: only tests could do that.
+    drop(started);
+}

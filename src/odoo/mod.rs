@@ -1,1 +1,122 @@
-//! Written next.
+//! Odoo: its mail settings, and its mail gateway, into which received mail is pushed.
+
+use crate::address::Address;
+use crate::routing;
+use crate::section::Section;
+use secrecy::SecretString;
+use serde::Deserialize;
+use std::time::Duration;
+use url::Url;
+
+/// The `[odoo]` section.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How to reach its mail gateway; `None` where the file does not say: then no inbox can be watched.
+    pub gateway: Option<GatewayConfig>,
+    /// The notifications address: `mail.default.from` at `mail.catchall.domain`.
+    pub notifications: Option<Address>,
+    /// The bounce address: `mail.bounce.alias` at `mail.catchall.domain`.
+    pub bounce: Option<Address>,
+}
+
+/// How to reach Odoo's mail gateway.
+#[derive(Clone, Debug)]
+pub struct GatewayConfig {
+    /// Odoo's address, without a slash at the end.
+    pub url: String,
+    /// The database.
+    pub database: String,
+    /// The login of the account that feeds.
+    pub login: String,
+    /// Its password or API key.
+    pub password: SecretString,
+    /// How long a call may take: it waits until Odoo's own outgoing mails are sent.
+    pub timeout: Duration,
+    /// The model that takes mail; forks rename it.
+    pub gateway_model: String,
+}
+
+/// The protocols of Odoo's external API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Protocol {
+    XmlRpc,
+    Json2,
+}
+
+impl Config {
+    /// Reads `[odoo]`.
+    pub fn read(section: &mut Section<'_>) -> Self {
+        let default_from: Option<String> = section.get("default_from");
+        let domain: Option<String> = section.get("catchall_domain");
+        let bounce_alias: String = section.get_or("bounce_alias", "bounce".to_owned());
+        let default_from = default_from.as_deref().unwrap_or("notifications");
+        let notifications = routing::notifications_address(Some(default_from), domain.as_deref());
+        let bounce = domain
+            .as_deref()
+            .and_then(|domain| Address::normalise(&format!("{bounce_alias}@{domain}")));
+        if domain.is_some() && bounce.is_none() {
+            section.mistake("catchall_domain", "is not a domain, like \"example.com\"");
+        } else if notifications.is_none() && (domain.is_some() || default_from.contains('@')) {
+            section.mistake(
+                "default_from",
+                "does not make an address with catchall_domain: write the part before the @",
+            );
+        }
+        Self {
+            gateway: GatewayConfig::read(section),
+            notifications,
+            bounce,
+        }
+    }
+}
+
+impl GatewayConfig {
+    fn read(section: &mut Section<'_>) -> Option<Self> {
+        if section.get_or("protocol", Protocol::XmlRpc) == Protocol::Json2 {
+            section.mistake(
+                "protocol",
+                "json2 is not built yet: write \"xmlrpc\", which Odoo 16 to 21 understand",
+            );
+        }
+        let timeout = section.duration(
+            "timeout",
+            Duration::from_secs(300),
+            Duration::from_secs(1)..Duration::from_secs(3601),
+        );
+        let gateway_model = section.get_or("gateway_model", "mail.thread".to_owned());
+        let any = ["url", "database", "login", "password_file"]
+            .iter()
+            .any(|key| section.has(key));
+        if !any {
+            for key in ["url", "database", "login", "password_file"] {
+                // Asked for, so that they count as known.
+                section.get::<String>(key);
+            }
+            return None;
+        }
+        let url: Option<String> = section.required("url", "Odoo's address, like \"http://127.0.0.1:8069\"");
+        let database = section.required("database", "the name of Odoo's database");
+        let login = section.required("login", "the login of the Odoo user that feeds mail in");
+        let password = section.secret_file("password_file");
+        if password.is_none() && !section.has("password_file") {
+            section.mistake(
+                "password_file",
+                "is missing: the file with the password or API key of that user",
+            );
+        }
+        if let Some(url) = &url
+            && !Url::parse(url).is_ok_and(|url| url.has_host() && ["http", "https"].contains(&url.scheme()))
+        {
+            section.mistake("url", "is not an address, like \"http://127.0.0.1:8069\"");
+        }
+        Some(Self {
+            url: url?.trim_end_matches('/').to_owned(),
+            database: database?,
+            login: login?,
+            password: password?,
+            timeout,
+            gateway_model,
+        })
+    }
+}

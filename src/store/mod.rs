@@ -1,1 +1,380 @@
-//! Written next.
+//! The store: the one place where mail, tokens and the inbox ledger are kept, in one database.
+//!
+//! Readers use a pool of their own; everything that is written goes through one [`Writer`], which commits what many
+//! tasks hand in together. A write has happened, on disk, when its call returns.
+
+mod inbox;
+mod queue;
+mod tokens;
+mod writer;
+
+pub use inbox::{InboxLine, Mark, PushState, Received};
+pub use queue::{
+    Attempt, Due, NewMessage, Next, Queued, QueuedState, Recipient, RecipientState, Settlement, Totals,
+};
+pub use tokens::StoredToken;
+pub use writer::Writer;
+
+use crate::address::Address;
+use crate::section::Section;
+use jiff::Timestamp;
+use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+use sqlx::{ConnectOptions, SqlSafeStr};
+use std::collections::HashMap;
+use std::fmt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, mpsc};
+
+/// Where the store lies when the file does not say.
+const DEFAULT_PATH: &str = "/var/lib/outlook-relay/relay.db";
+
+/// The `[store]` section.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The SQLite file.
+    pub path: PathBuf,
+}
+
+impl Config {
+    /// Reads `[store]`; a relative path is taken from the configuration's folder.
+    pub fn read(section: &mut Section<'_>) -> Self {
+        let url: String = section.get_or("url", format!("sqlite://{DEFAULT_PATH}"));
+        let path = url
+            .strip_prefix("sqlite:")
+            .map(|rest| rest.strip_prefix("//").unwrap_or(rest));
+        let Some(path) = path.filter(|path| !path.is_empty() && !path.contains('?')) else {
+            let message = if url.starts_with("postgres") {
+                "names PostgreSQL, which this version does not have yet: write sqlite:///path/to/relay.db"
+            } else {
+                "is not a store: write sqlite:///path/to/relay.db"
+            };
+            section.mistake("url", message);
+            return Self {
+                path: PathBuf::from(DEFAULT_PATH),
+            };
+        };
+        Self {
+            path: section.folder().join(path),
+        }
+    }
+}
+
+/// What went wrong with the store, by operation.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The folder could not be made.
+    #[error(
+        "{path}: the store's folder cannot be created: run as a user who may write there, or set [store] url"
+    )]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file could not be made.
+    #[error(
+        "{path}: the store cannot be created or written: run as a user who may write there, or set [store] url"
+    )]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not there, and the command would only read it.
+    #[error("{path}: there is no store yet: the daemon creates it when it first runs")]
+    Absent {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The database could not be opened.
+    #[error("{path}: the store cannot be opened")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: sqlx::Error,
+    },
+    /// The tables could not be brought up to date.
+    #[error("{path}: the store's tables cannot be brought up to date")]
+    Migrate {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: MigrateError,
+    },
+    /// A read failed.
+    #[error("the store could not be read ({operation})")]
+    Read {
+        /// What was read.
+        operation: &'static str,
+        /// Why.
+        source: sqlx::Error,
+    },
+    /// A write failed; nothing of it was kept.
+    #[error("the store could not be written ({operation})")]
+    Write {
+        /// What was written.
+        operation: &'static str,
+        /// Why.
+        source: sqlx::Error,
+    },
+    /// The writer has stopped: the daemon is shutting down.
+    #[error("the store is closed: the daemon is shutting down")]
+    Closed,
+    /// A row does not make sense.
+    #[error("the store holds a row that makes no sense ({what})")]
+    Row {
+        /// Which, and why.
+        what: String,
+    },
+}
+
+/// A message's id in the queue: the microsecond of its arrival, moved on where two would share one, so that ids are
+/// unique, ordered by arrival, and do not start anew with a new store. Shown in Crockford's base 32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct QueueId(pub i64);
+
+/// Crockford's base 32: no I, L, O, U.
+const DIGITS: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+
+impl fmt::Display for QueueId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut rest = self.0.unsigned_abs();
+        let mut text: Vec<u8> = Vec::with_capacity(13);
+        loop {
+            text.extend(DIGITS.get((rest % 32) as usize));
+            rest /= 32;
+            if rest == 0 {
+                break;
+            }
+        }
+        text.iter()
+            .rev()
+            .try_for_each(|&digit| write!(f, "{}", char::from(digit)))
+    }
+}
+
+impl FromStr for QueueId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = || format!("{text:?} is not a queue id: `outlook-relay queue list` shows them");
+        let mut id: i64 = 0;
+        for byte in text.bytes() {
+            let digit = DIGITS
+                .iter()
+                .position(|&d| d == byte.to_ascii_uppercase())
+                .ok_or_else(wrong)?;
+            let digit = i64::try_from(digit).map_err(|_| wrong())?;
+            id = id
+                .checked_mul(32)
+                .and_then(|id| id.checked_add(digit))
+                .ok_or_else(wrong)?;
+        }
+        if text.is_empty() {
+            Err(wrong())
+        } else {
+            Ok(Self(id))
+        }
+    }
+}
+
+impl serde::Serialize for QueueId {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// A handle on the store; clones share it.
+#[derive(Clone, Debug)]
+pub struct Store {
+    readers: SqlitePool,
+    writes: mpsc::Sender<writer::Job>,
+    last_id: Arc<AtomicI64>,
+    arrivals: Arc<Mutex<HashMap<Address, Arc<Notify>>>>,
+}
+
+impl Store {
+    /// Opens the store, creating it (mode 0600) with its folder (0700) where absent, and brings its tables up to date.
+    /// Nothing is written until somebody runs the [`Writer`].
+    ///
+    /// # Errors
+    /// A folder or file that cannot be made, that is no database, or that a newer version wrote.
+    pub async fn open(config: &Config) -> Result<(Self, Writer), Error> {
+        let path = &config.path;
+        create(path)?;
+        let opened = |source| Error::Open {
+            path: path.clone(),
+            source,
+        };
+        let mut connection = options(path).connect().await.map_err(opened)?;
+        migrator()
+            .run(&mut connection)
+            .await
+            .map_err(|source| Error::Migrate {
+                path: path.clone(),
+                source,
+            })?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(4)
+            .connect_with(options(path).pragma("query_only", "1"))
+            .await
+            .map_err(opened)?;
+        let last: Option<i64> = sqlx::query_scalar("SELECT max(id) FROM message")
+            .fetch_one(&readers)
+            .await
+            .map_err(opened)?;
+        let (writes, jobs) = mpsc::channel(1024);
+        let last_id = Arc::new(AtomicI64::new(last.unwrap_or_default()));
+        let store = Self {
+            readers,
+            writes,
+            last_id,
+            arrivals: Arc::default(),
+        };
+        Ok((store, Writer::new(connection, jobs)))
+    }
+
+    /// Opens a store that must be there already.
+    ///
+    /// # Errors
+    /// As [`Store::open`], and where there is none.
+    pub async fn open_existing(config: &Config) -> Result<(Self, Writer), Error> {
+        if !config.path.exists() {
+            return Err(Error::Absent {
+                path: config.path.clone(),
+            });
+        }
+        Self::open(config).await
+    }
+
+    /// A new id for a message that arrives `now`.
+    pub fn next_id(&self, now: Timestamp) -> QueueId {
+        let now = now.as_microsecond();
+        let step = |last: i64| Some(now.max(last.saturating_add(1)));
+        match self
+            .last_id
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, step)
+        {
+            Ok(last) | Err(last) => QueueId(now.max(last.saturating_add(1))),
+        }
+    }
+
+    /// Wakes whoever delivers for `mailbox` when mail arrives for it.
+    pub fn arrivals(&self, mailbox: &Address) -> Arc<Notify> {
+        let mut arrivals = self.arrivals.lock().unwrap_or_else(PoisonError::into_inner);
+        arrivals.entry(mailbox.clone()).or_default().clone()
+    }
+
+    /// Wakes everybody who delivers: another process changed the queue.
+    pub fn wake_all(&self) {
+        for arrivals in self
+            .arrivals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+        {
+            arrivals.notify_one();
+        }
+    }
+
+    /// Waits until everything handed in so far is written, then ends the writer.
+    pub async fn close(self) {
+        let Self { readers, writes, .. } = self;
+        drop(writes);
+        readers.close().await;
+    }
+
+    async fn write(&self, write: writer::Write) -> Result<(), Error> {
+        let (done, written) = tokio::sync::oneshot::channel();
+        self.writes
+            .send(writer::Job { write, done })
+            .await
+            .map_err(|_| Error::Closed)?;
+        written.await.map_err(|_| Error::Closed)?
+    }
+}
+
+/// SQLite's own recommendations for one writer and many readers: WAL, and a sync at each commit.
+fn options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .create_if_missing(false)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Full)
+        .foreign_keys(true)
+        // The command line writes as well, briefly.
+        .busy_timeout(Duration::from_secs(10))
+        .disable_statement_logging()
+}
+
+/// Makes the file, private from the start: SQLite gives its journal files the same mode.
+fn create(path: &Path) -> Result<(), Error> {
+    if let Some(folder) = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty() && !folder.exists())
+    {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
+            .map_err(|source| Error::Folder {
+                path: folder.to_owned(),
+                source,
+            })?;
+    }
+    std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .map(drop)
+        .map_err(|source| Error::File {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+/// The schema's history; rows are only ever added to the list.
+fn migrator() -> Migrator {
+    let migrations = [(1, "start", include_str!("migrations/0001_start.sql"))];
+    let migrations = migrations
+        .map(|(version, name, sql)| {
+            Migration::new(
+                version,
+                name.into(),
+                MigrationType::Simple,
+                sql.into_sql_str(),
+                false,
+            )
+        })
+        .into();
+    Migrator::with_migrations(migrations)
+}
+
+fn millis(at: Timestamp) -> i64 {
+    at.as_millisecond()
+}
+
+fn timestamp(millis: i64) -> Timestamp {
+    Timestamp::from_millisecond(millis).unwrap_or(if millis < 0 {
+        Timestamp::MIN
+    } else {
+        Timestamp::MAX
+    })
+}
+
+#[cfg(test)]
+mod tests;

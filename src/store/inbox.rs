@@ -1,0 +1,385 @@
+//! The inbox ledger: up to where each inbox was looked through, and what became of each message found.
+//!
+//! A message is entered, in the same transaction that moves the mark past it, before it is pushed; so neither a crash
+//! nor a refusal can make the relay forget it, and a message that is done is never pushed again.
+
+use super::queue::address;
+use super::writer::Write;
+use super::{Error, Store, millis, timestamp};
+use crate::address::Address;
+use jiff::Timestamp;
+use serde::Serialize;
+use sqlx::SqliteConnection;
+
+/// Up to where an inbox was looked through (RFC 9051 section 2.3.1.1: UIDs only grow while UIDVALIDITY stays).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// The folder's UIDVALIDITY at that time.
+    pub uidvalidity: u32,
+    /// The highest UID that was seen.
+    pub uid: u32,
+}
+
+/// A message found in an inbox that is not done with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Received {
+    /// Its UID.
+    pub uid: u32,
+    /// Its Message-Id, once it was fetched.
+    pub message_id: Option<String>,
+    /// What became of it so far.
+    pub state: PushState,
+    /// How often it was pushed.
+    pub tries: u32,
+}
+
+/// What became of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PushState {
+    /// Found, not pushed yet.
+    Waiting,
+    /// A push is under way; after a crash: its answer is unknown.
+    Pushing,
+    /// Odoo has it; the server has not been told yet (\Seen).
+    Pushed,
+    /// Odoo has it and the server knows.
+    Done,
+    /// Odoo refuses it; it is tried again later.
+    Refused,
+    /// It left the folder before it could be fetched.
+    Gone,
+}
+
+impl PushState {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Pushing => "pushing",
+            Self::Pushed => "pushed",
+            Self::Done => "done",
+            Self::Refused => "refused",
+            Self::Gone => "gone",
+        }
+    }
+
+    fn parse(text: &str) -> Result<Self, Error> {
+        let all = [
+            Self::Waiting,
+            Self::Pushing,
+            Self::Pushed,
+            Self::Done,
+            Self::Refused,
+            Self::Gone,
+        ];
+        all.into_iter()
+            .find(|state| state.as_str() == text)
+            .ok_or_else(|| Error::Row {
+                what: format!("state {text:?}"),
+            })
+    }
+}
+
+/// An inbox's counts, as `status` shows them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct InboxLine {
+    /// Whose.
+    pub mailbox: Address,
+    /// Which folder.
+    pub folder: String,
+    /// When it was last looked through.
+    pub looked_at: Timestamp,
+    /// Messages still to push.
+    pub waiting: u64,
+    /// Messages that Odoo refuses.
+    pub refused: u64,
+    /// Messages that Odoo took.
+    pub pushed: u64,
+}
+
+#[derive(Debug)]
+pub(super) enum InboxWrite {
+    Found {
+        mailbox: Address,
+        folder: String,
+        mark: Mark,
+        uids: Vec<u32>,
+        at: Timestamp,
+    },
+    Push {
+        mailbox: Address,
+        folder: String,
+        uidvalidity: u32,
+        uid: u32,
+        update: Update,
+    },
+}
+
+/// How a ledger row changes.
+#[derive(Debug)]
+pub(super) struct Update {
+    state: PushState,
+    message_id: Option<String>,
+    answer: Option<String>,
+    next_try_at: Timestamp,
+    at: Timestamp,
+}
+
+impl InboxWrite {
+    pub(super) fn operation(&self) -> &'static str {
+        match self {
+            Self::Found { .. } => "enter received messages",
+            Self::Push { .. } => "write down a push",
+        }
+    }
+}
+
+impl Store {
+    /// Up to where a folder was looked through; `None`: never.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub async fn mark(&self, mailbox: &Address, folder: &str) -> Result<Option<Mark>, Error> {
+        let row: Option<(i64, i64)> =
+            sqlx::query_as("SELECT uidvalidity, uid FROM inbox WHERE mailbox = $1 AND folder = $2")
+                .bind(mailbox.as_str())
+                .bind(folder)
+                .fetch_optional(&self.readers)
+                .await
+                .map_err(|source| Error::Read {
+                    operation: "an inbox's mark",
+                    source,
+                })?;
+        row.map(|(uidvalidity, uid)| {
+            Ok(Mark {
+                uidvalidity: narrow(uidvalidity)?,
+                uid: narrow(uid)?,
+            })
+        })
+        .transpose()
+    }
+
+    /// Enters the messages found, and moves the mark past them, together.
+    ///
+    /// # Errors
+    /// The disk's; then the mark stands where it was.
+    pub async fn found(
+        &self,
+        mailbox: &Address,
+        folder: &str,
+        mark: Mark,
+        uids: Vec<u32>,
+        at: Timestamp,
+    ) -> Result<(), Error> {
+        let (mailbox, folder) = (mailbox.clone(), folder.to_owned());
+        self.write(Write::Inbox(InboxWrite::Found {
+            mailbox,
+            folder,
+            mark,
+            uids,
+            at,
+        }))
+        .await
+    }
+
+    /// What of a folder is still to be done now, oldest first: waiting, interrupted, pushed but not marked, and refused
+    /// ones whose time has come.
+    ///
+    /// # Errors
+    /// The disk's, and rows that make no sense.
+    pub async fn to_push(
+        &self,
+        mailbox: &Address,
+        folder: &str,
+        uidvalidity: u32,
+        now: Timestamp,
+        limit: u32,
+    ) -> Result<Vec<Received>, Error> {
+        let rows: Vec<(i64, Option<String>, String, i64)> = sqlx::query_as(
+            "SELECT uid, message_id, state, tries FROM received WHERE mailbox = $1 AND folder = $2 \
+             AND uidvalidity = $3 AND state <> 'done' AND state <> 'gone' AND next_try_at <= $4 \
+             ORDER BY uid LIMIT $5",
+        )
+        .bind(mailbox.as_str())
+        .bind(folder)
+        .bind(i64::from(uidvalidity))
+        .bind(millis(now))
+        .bind(limit)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(|source| Error::Read {
+            operation: "received messages",
+            source,
+        })?;
+        rows.into_iter()
+            .map(|(uid, message_id, state, tries)| {
+                Ok(Received {
+                    uid: narrow(uid)?,
+                    message_id,
+                    state: PushState::parse(&state)?,
+                    tries: narrow(tries)?,
+                })
+            })
+            .collect()
+    }
+
+    /// Writes down what became of a message: `Pushing` before the push (it counts the try), then its outcome.
+    /// `answer` is what Odoo said; `next_try_at` matters for those that are refused or wait.
+    ///
+    /// # Errors
+    /// The disk's.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a ledger row is its key and its new values"
+    )]
+    pub async fn note_push(
+        &self,
+        mailbox: &Address,
+        folder: &str,
+        uidvalidity: u32,
+        uid: u32,
+        state: PushState,
+        message_id: Option<String>,
+        answer: Option<String>,
+        next_try_at: Timestamp,
+        at: Timestamp,
+    ) -> Result<(), Error> {
+        let (mailbox, folder) = (mailbox.clone(), folder.to_owned());
+        let update = Update {
+            state,
+            message_id,
+            answer,
+            next_try_at,
+            at,
+        };
+        self.write(Write::Inbox(InboxWrite::Push {
+            mailbox,
+            folder,
+            uidvalidity,
+            uid,
+            update,
+        }))
+        .await
+    }
+
+    /// Whether Odoo already took a message with this Message-Id from this mailbox.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub async fn was_pushed(&self, mailbox: &Address, message_id: &str) -> Result<bool, Error> {
+        sqlx::query_scalar::<_, i64>(
+            "SELECT count(*) FROM received WHERE message_id = $1 AND mailbox = $2 AND state IN ('pushed', 'done')",
+        )
+        .bind(message_id)
+        .bind(mailbox.as_str())
+        .fetch_one(&self.readers)
+        .await
+        .map(|count| count > 0)
+        .map_err(|source| Error::Read { operation: "the ledger", source })
+    }
+
+    /// The counts of every inbox that was ever looked through.
+    ///
+    /// # Errors
+    /// The disk's, and rows that make no sense.
+    pub async fn inboxes(&self) -> Result<Vec<InboxLine>, Error> {
+        let rows: Vec<(String, String, i64, i64, i64, i64)> = sqlx::query_as(
+            "SELECT i.mailbox, i.folder, i.looked_at, \
+             count(*) FILTER (WHERE r.state IN ('waiting', 'pushing')), \
+             count(*) FILTER (WHERE r.state = 'refused'), \
+             count(*) FILTER (WHERE r.state IN ('pushed', 'done')) \
+             FROM inbox i LEFT JOIN received r ON r.mailbox = i.mailbox AND r.folder = i.folder \
+             GROUP BY i.mailbox, i.folder, i.looked_at ORDER BY i.mailbox, i.folder",
+        )
+        .fetch_all(&self.readers)
+        .await
+        .map_err(|source| Error::Read {
+            operation: "the inboxes",
+            source,
+        })?;
+        rows.into_iter()
+            .map(|(mailbox, folder, looked_at, waiting, refused, pushed)| {
+                Ok(InboxLine {
+                    mailbox: address(&mailbox)?,
+                    folder,
+                    looked_at: timestamp(looked_at),
+                    waiting: waiting.unsigned_abs(),
+                    refused: refused.unsigned_abs(),
+                    pushed: pushed.unsigned_abs(),
+                })
+            })
+            .collect()
+    }
+}
+
+pub(super) async fn apply(write: &InboxWrite, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    match write {
+        InboxWrite::Found {
+            mailbox,
+            folder,
+            mark,
+            uids,
+            at,
+        } => {
+            sqlx::query(
+                "INSERT INTO inbox (mailbox, folder, uidvalidity, uid, looked_at) VALUES ($1, $2, $3, $4, $5) \
+                 ON CONFLICT (mailbox, folder) DO UPDATE SET uidvalidity = excluded.uidvalidity, \
+                 uid = excluded.uid, looked_at = excluded.looked_at",
+            )
+            .bind(mailbox.as_str())
+            .bind(folder)
+            .bind(i64::from(mark.uidvalidity))
+            .bind(i64::from(mark.uid))
+            .bind(millis(*at))
+            .execute(&mut *connection)
+            .await?;
+            for uid in uids {
+                sqlx::query(
+                    "INSERT INTO received (mailbox, folder, uidvalidity, uid, state, tries, next_try_at, found_at, \
+                     changed_at) VALUES ($1, $2, $3, $4, 'waiting', 0, $5, $5, $5) ON CONFLICT DO NOTHING",
+                )
+                .bind(mailbox.as_str())
+                .bind(folder)
+                .bind(i64::from(mark.uidvalidity))
+                .bind(i64::from(*uid))
+                .bind(millis(*at))
+                .execute(&mut *connection)
+                .await?;
+            }
+            Ok(())
+        }
+        InboxWrite::Push {
+            mailbox,
+            folder,
+            uidvalidity,
+            uid,
+            update,
+        } => {
+            let tried = i64::from(update.state == PushState::Pushing);
+            sqlx::query(
+                "UPDATE received SET state = $5, tries = tries + $6, message_id = coalesce($7, message_id), \
+                 answer = coalesce($8, answer), next_try_at = $9, changed_at = $10 \
+                 WHERE mailbox = $1 AND folder = $2 AND uidvalidity = $3 AND uid = $4",
+            )
+            .bind(mailbox.as_str())
+            .bind(folder)
+            .bind(i64::from(*uidvalidity))
+            .bind(i64::from(*uid))
+            .bind(update.state.as_str())
+            .bind(tried)
+            .bind(&update.message_id)
+            .bind(&update.answer)
+            .bind(millis(update.next_try_at))
+            .bind(millis(update.at))
+            .execute(connection)
+            .await
+            .map(drop)
+        }
+    }
+}
+
+fn narrow(number: i64) -> Result<u32, Error> {
+    u32::try_from(number).map_err(|_| Error::Row {
+        what: format!("number {number}"),
+    })
+}

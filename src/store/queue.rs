@@ -1,0 +1,648 @@
+//! The queue's rows: accepted messages, their recipients, their attempts.
+
+use super::writer::Write;
+use super::{Error, QueueId, Store, millis, timestamp};
+use crate::address::Address;
+use crate::failure::Class;
+use crate::message::Envelope;
+use crate::routing::Rule;
+use bytes::Bytes;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, SqliteConnection};
+
+/// A message to accept.
+#[derive(Clone)]
+pub struct NewMessage {
+    /// From [`Store::next_id`].
+    pub id: QueueId,
+    /// When its data ended.
+    pub received_at: Timestamp,
+    /// Who it is from and for.
+    pub envelope: Envelope,
+    /// Whether it holds bytes over 127.
+    pub eight_bit: bool,
+    /// Its From, decoded.
+    pub header_from: Option<String>,
+    /// Its Message-Id.
+    pub message_id: Option<String>,
+    /// The mailbox that it goes out through.
+    pub mailbox: Address,
+    /// By which rule.
+    pub rule: Rule,
+    /// The From that it gets on the way out; `None`: its own.
+    pub new_from: Option<String>,
+    /// Its bytes as they came.
+    pub content: Bytes,
+}
+
+impl std::fmt::Debug for NewMessage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self {
+            id, mailbox, content, ..
+        } = self;
+        write!(f, "NewMessage({id} for {mailbox}, {} bytes)", content.len())
+    }
+}
+
+/// What became of one recipient so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RecipientState {
+    /// Still to be sent.
+    Waiting,
+    /// Taken by Microsoft 365.
+    Sent,
+    /// Refused for good.
+    Failed,
+}
+
+/// A recipient, as the envelope named it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recipient {
+    /// Its address.
+    pub address: String,
+    /// What became of it.
+    pub state: RecipientState,
+    /// The last reply to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reply: Option<String>,
+}
+
+/// A message whose time has come.
+#[derive(Clone, Debug)]
+pub struct Due {
+    /// Its id.
+    pub id: QueueId,
+    /// When it was accepted.
+    pub received_at: Timestamp,
+    /// The envelope's sender as Odoo gave it.
+    pub mail_from: String,
+    /// All recipients; only those that wait are to be sent.
+    pub recipients: Vec<Recipient>,
+    /// Whether an address needs SMTPUTF8.
+    pub smtputf8: bool,
+    /// Whether the message needs 8BITMIME.
+    pub eight_bit: bool,
+    /// The From that the header gets; `None`: its own.
+    pub new_from: Option<String>,
+    /// The Message-Id, for the log.
+    pub message_id: Option<String>,
+    /// In bytes, as it came.
+    pub size: u64,
+    /// How many attempts were booked before.
+    pub attempts: u32,
+}
+
+/// The outcome of an attempt.
+#[derive(Clone, Debug)]
+pub struct Settlement {
+    /// Of which message.
+    pub id: QueueId,
+    /// When it was known.
+    pub at: Timestamp,
+    /// All recipients, with what became of them.
+    pub recipients: Vec<Recipient>,
+    /// `None`: it went well.
+    pub class: Option<Class>,
+    /// The reply's code.
+    pub code: String,
+    /// The reply.
+    pub reply: String,
+    /// What comes next.
+    pub next: Next,
+}
+
+/// What comes after an attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// All sent: the message leaves the queue.
+    Done,
+    /// The rest is tried again then. `unknown`: the connection broke when the message may already have been taken.
+    Again {
+        /// When.
+        at: Timestamp,
+        /// Whether the outcome is unknown.
+        unknown: bool,
+    },
+    /// Nothing more to try: kept as failed.
+    Failed,
+}
+
+/// One attempt, from the message's history.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Attempt {
+    /// From 1.
+    pub number: u32,
+    /// When it was booked.
+    pub started_at: Timestamp,
+    /// When its outcome was known; `None`: not yet.
+    pub ended_at: Option<Timestamp>,
+    /// `sent`, `deferred`, `failed`, `unknown`.
+    pub outcome: Option<String>,
+    /// The class of its failure.
+    pub class: Option<String>,
+    /// The reply's code.
+    pub code: Option<String>,
+    /// The reply.
+    pub reply: Option<String>,
+}
+
+/// Where a message is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QueuedState {
+    /// For its time to come.
+    Waiting,
+    /// An attempt is under way.
+    Sending,
+    /// Given up.
+    Failed,
+}
+
+/// A message in the queue, as lists show it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Queued {
+    /// Its id.
+    pub id: QueueId,
+    /// Where it is in its life.
+    pub state: QueuedState,
+    /// When it was accepted.
+    pub received_at: Timestamp,
+    /// When it is tried next (of those that wait).
+    pub next_attempt_at: Timestamp,
+    /// The envelope's sender as Odoo gave it.
+    pub mail_from: String,
+    /// Its From, decoded.
+    pub from: Option<String>,
+    /// Its Message-Id.
+    pub message_id: Option<String>,
+    /// The mailbox that it goes out through.
+    pub mailbox: Address,
+    /// Why that one.
+    pub rule: Rule,
+    /// In bytes.
+    pub size: u64,
+    /// Its recipients.
+    pub recipients: Vec<Recipient>,
+    /// Its attempts, oldest first.
+    pub attempts: Vec<Attempt>,
+}
+
+/// How much of a mailbox's mail is where.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Totals {
+    /// Messages for which an attempt is still to come or under way.
+    pub waiting: u64,
+    /// Messages given up.
+    pub failed: u64,
+    /// When the oldest that waits was accepted.
+    pub oldest: Option<Timestamp>,
+}
+
+#[derive(Debug)]
+pub(super) enum QueueWrite {
+    Accept(Box<NewMessage>),
+    Book(QueueId, Timestamp),
+    Settle(Box<Settlement>),
+    Recover(Timestamp),
+    Reroute {
+        id: QueueId,
+        mailbox: Address,
+        rule: Rule,
+        new_from: Option<String>,
+    },
+}
+
+impl QueueWrite {
+    pub(super) fn operation(&self) -> &'static str {
+        match self {
+            Self::Accept(_) => "accept a message",
+            Self::Book(..) => "book an attempt",
+            Self::Settle(_) => "settle an attempt",
+            Self::Recover(_) => "take up interrupted attempts",
+            Self::Reroute { .. } => "route a message anew",
+        }
+    }
+}
+
+impl Store {
+    /// Accepts a message: it is on disk when this returns.
+    ///
+    /// # Errors
+    /// The disk's; then nothing was kept.
+    pub async fn accept(&self, message: NewMessage) -> Result<(), Error> {
+        let arrivals = self.arrivals(&message.mailbox);
+        self.write(Write::Queue(QueueWrite::Accept(Box::new(message))))
+            .await?;
+        arrivals.notify_one();
+        Ok(())
+    }
+
+    /// Books an attempt, before the network is touched.
+    ///
+    /// # Errors
+    /// The disk's; then the attempt must not be made.
+    pub async fn book(&self, id: QueueId, now: Timestamp) -> Result<(), Error> {
+        self.write(Write::Queue(QueueWrite::Book(id, now))).await
+    }
+
+    /// Writes down the outcome of the attempt that was booked last.
+    ///
+    /// # Errors
+    /// The disk's; then the outcome counts as unknown after the next start.
+    pub async fn settle(&self, settlement: Settlement) -> Result<(), Error> {
+        self.write(Write::Queue(QueueWrite::Settle(Box::new(settlement))))
+            .await
+    }
+
+    /// At the start: attempts that a crash cut short have an unknown outcome, and their messages are due at once.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub async fn recover(&self, now: Timestamp) -> Result<(), Error> {
+        self.write(Write::Queue(QueueWrite::Recover(now))).await
+    }
+
+    /// Gives a waiting message another mailbox: its own left the configuration.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub async fn reroute(
+        &self,
+        id: QueueId,
+        mailbox: Address,
+        rule: Rule,
+        new_from: Option<String>,
+    ) -> Result<(), Error> {
+        self.write(Write::Queue(QueueWrite::Reroute {
+            id,
+            mailbox,
+            rule,
+            new_from,
+        }))
+        .await
+    }
+
+    /// The messages of a mailbox whose time has come, longest due first.
+    ///
+    /// # Errors
+    /// The disk's, and rows that make no sense.
+    pub async fn due(&self, mailbox: &Address, now: Timestamp, limit: u32) -> Result<Vec<Due>, Error> {
+        let rows = sqlx::query(
+            "SELECT id, received_at, mail_from, recipients, smtputf8, eight_bit, new_from, message_id, size, attempts \
+             FROM message WHERE state = 'waiting' AND mailbox = $1 AND next_attempt_at <= $2 \
+             ORDER BY next_attempt_at, id LIMIT $3",
+        )
+        .bind(mailbox.as_str())
+        .bind(millis(now))
+        .bind(limit)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(|source| Error::Read { operation: "due messages", source })?;
+        rows.iter().map(due_of).collect()
+    }
+
+    /// When the next message of a mailbox is due; `None`: none waits.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub async fn next_due(&self, mailbox: &Address) -> Result<Option<Timestamp>, Error> {
+        sqlx::query_scalar::<_, Option<i64>>(
+            "SELECT min(next_attempt_at) FROM message WHERE state = 'waiting' AND mailbox = $1",
+        )
+        .bind(mailbox.as_str())
+        .fetch_one(&self.readers)
+        .await
+        .map(|at| at.map(timestamp))
+        .map_err(|source| Error::Read {
+            operation: "next due message",
+            source,
+        })
+    }
+
+    /// A message's bytes as they came; `None`: it is not in the queue.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub async fn content(&self, id: QueueId) -> Result<Option<Vec<u8>>, Error> {
+        sqlx::query_scalar("SELECT raw FROM content WHERE message = $1")
+            .bind(id.0)
+            .fetch_optional(&self.readers)
+            .await
+            .map_err(|source| Error::Read {
+                operation: "a message's content",
+                source,
+            })
+    }
+
+    /// The queue, oldest first: at most `limit` messages after `after`, with their attempts.
+    ///
+    /// # Errors
+    /// The disk's, and rows that make no sense.
+    pub async fn queued(&self, after: Option<QueueId>, limit: u32) -> Result<Vec<Queued>, Error> {
+        let read = |source| Error::Read {
+            operation: "the queue",
+            source,
+        };
+        let rows = sqlx::query(
+            "SELECT id, received_at, mail_from, recipients, header_from, message_id, size, mailbox, rule, state, \
+             next_attempt_at FROM message WHERE id > $1 ORDER BY id LIMIT $2",
+        )
+        .bind(after.map_or(-1, |id| id.0))
+        .bind(limit)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(read)?;
+        let mut queued = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let mut message = queued_of(row)?;
+            message.attempts = self.attempts(message.id).await?;
+            queued.push(message);
+        }
+        Ok(queued)
+    }
+
+    /// A message's attempts, oldest first.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub async fn attempts(&self, id: QueueId) -> Result<Vec<Attempt>, Error> {
+        let rows = sqlx::query(
+            "SELECT number, started_at, ended_at, outcome, class, code, reply FROM attempt \
+             WHERE message = $1 ORDER BY number",
+        )
+        .bind(id.0)
+        .fetch_all(&self.readers)
+        .await;
+        rows.and_then(|rows| rows.iter().map(attempt_of).collect())
+            .map_err(|source| Error::Read {
+                operation: "a message's attempts",
+                source,
+            })
+    }
+
+    /// How much waits and how much failed, for each mailbox that has any.
+    ///
+    /// # Errors
+    /// The disk's, and rows that make no sense.
+    pub async fn totals(&self) -> Result<Vec<(Address, Totals)>, Error> {
+        let rows: Vec<(String, i64, i64, Option<i64>)> = sqlx::query_as(
+            "SELECT mailbox, sum(state <> 'failed'), sum(state = 'failed'), \
+             min(CASE WHEN state <> 'failed' THEN received_at END) FROM message GROUP BY mailbox ORDER BY mailbox",
+        )
+        .fetch_all(&self.readers)
+        .await
+        .map_err(|source| Error::Read { operation: "the queue's totals", source })?;
+        let count = |n: i64| u64::try_from(n).unwrap_or_default();
+        rows.into_iter()
+            .map(|(mailbox, waiting, failed, oldest)| {
+                let totals = Totals {
+                    waiting: count(waiting),
+                    failed: count(failed),
+                    oldest: oldest.map(timestamp),
+                };
+                Ok((address(&mailbox)?, totals))
+            })
+            .collect()
+    }
+
+    /// The waiting messages of mailboxes that are not among `known`: id, mailbox and From.
+    ///
+    /// # Errors
+    /// The disk's, and rows that make no sense.
+    pub async fn strays(&self, known: &[Address]) -> Result<Vec<(QueueId, Address, Option<String>)>, Error> {
+        let known: Vec<&str> = known.iter().map(Address::as_str).collect();
+        let known = serde_json::to_string(&known).map_err(|error| Error::Row {
+            what: error.to_string(),
+        })?;
+        let rows: Vec<(i64, String, Option<String>)> = sqlx::query_as(
+            "SELECT id, mailbox, header_from FROM message \
+             WHERE state <> 'failed' AND mailbox NOT IN (SELECT value FROM json_each($1)) ORDER BY id",
+        )
+        .bind(known)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(|source| Error::Read {
+            operation: "messages of unknown mailboxes",
+            source,
+        })?;
+        rows.into_iter()
+            .map(|(id, mailbox, from)| Ok((QueueId(id), address(&mailbox)?, from)))
+            .collect()
+    }
+}
+
+pub(super) async fn apply(write: &QueueWrite, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    match write {
+        QueueWrite::Accept(message) => accept(message, connection).await,
+        QueueWrite::Book(id, now) => book(*id, *now, connection).await,
+        QueueWrite::Settle(settlement) => settle(settlement, connection).await,
+        QueueWrite::Recover(now) => recover(*now, connection).await,
+        QueueWrite::Reroute {
+            id,
+            mailbox,
+            rule,
+            new_from,
+        } => sqlx::query("UPDATE message SET mailbox = $1, rule = $2, new_from = $3 WHERE id = $4")
+            .bind(mailbox.as_str())
+            .bind(rule.as_str())
+            .bind(new_from)
+            .bind(id.0)
+            .execute(connection)
+            .await
+            .map(drop),
+    }
+}
+
+async fn accept(message: &NewMessage, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    let waiting = |address: &String| Recipient {
+        address: address.clone(),
+        state: RecipientState::Waiting,
+        reply: None,
+    };
+    let recipients: Vec<Recipient> = message.envelope.recipients.iter().map(waiting).collect();
+    let size = i64::try_from(message.content.len()).unwrap_or(i64::MAX);
+    sqlx::query(
+        "INSERT INTO message (id, received_at, mail_from, recipients, smtputf8, eight_bit, header_from, message_id, \
+         size, mailbox, rule, new_from, state, attempts, next_attempt_at, changed_at) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, 'waiting', 0, $2, $2)",
+    )
+    .bind(message.id.0)
+    .bind(millis(message.received_at))
+    .bind(&message.envelope.mail_from)
+    .bind(encode(&recipients)?)
+    .bind(i64::from(message.envelope.smtputf8))
+    .bind(i64::from(message.eight_bit))
+    .bind(&message.header_from)
+    .bind(&message.message_id)
+    .bind(size)
+    .bind(message.mailbox.as_str())
+    .bind(message.rule.as_str())
+    .bind(&message.new_from)
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query("INSERT INTO content (message, raw) VALUES ($1, $2)")
+        .bind(message.id.0)
+        .bind(message.content.as_ref())
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
+async fn book(id: QueueId, now: Timestamp, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    let booked = sqlx::query(
+        "UPDATE message SET state = 'sending', attempts = attempts + 1, changed_at = $2 \
+         WHERE id = $1 AND state = 'waiting'",
+    )
+    .bind(id.0)
+    .bind(millis(now))
+    .execute(&mut *connection)
+    .await?;
+    if booked.rows_affected() == 0 {
+        return Err(sqlx::Error::RowNotFound);
+    }
+    sqlx::query(
+        "INSERT INTO attempt (message, number, started_at) SELECT id, attempts, $2 FROM message WHERE id = $1",
+    )
+    .bind(id.0)
+    .bind(millis(now))
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+async fn settle(settlement: &Settlement, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    let (state, next_attempt_at, outcome) = match settlement.next {
+        Next::Done => {
+            let delete = sqlx::query("DELETE FROM message WHERE id = $1").bind(settlement.id.0);
+            return delete.execute(connection).await.map(drop);
+        }
+        Next::Again { at, unknown: false } => ("waiting", at, "deferred"),
+        Next::Again { at, unknown: true } => ("waiting", at, "unknown"),
+        Next::Failed => ("failed", settlement.at, "failed"),
+    };
+    sqlx::query(
+        "UPDATE message SET state = $2, recipients = $3, next_attempt_at = $4, changed_at = $5 WHERE id = $1",
+    )
+    .bind(settlement.id.0)
+    .bind(state)
+    .bind(encode(&settlement.recipients)?)
+    .bind(millis(next_attempt_at))
+    .bind(millis(settlement.at))
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query(
+        "UPDATE attempt SET ended_at = $2, outcome = $3, class = $4, code = $5, reply = $6 \
+         WHERE message = $1 AND ended_at IS NULL",
+    )
+    .bind(settlement.id.0)
+    .bind(millis(settlement.at))
+    .bind(outcome)
+    .bind(settlement.class.map(Class::as_str))
+    .bind(&settlement.code)
+    .bind(&settlement.reply)
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+async fn recover(now: Timestamp, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "UPDATE attempt SET ended_at = $1, outcome = 'unknown', reply = 'the relay stopped in the middle of it' \
+         WHERE ended_at IS NULL AND message IN (SELECT id FROM message WHERE state = 'sending')",
+    )
+    .bind(millis(now))
+    .execute(&mut *connection)
+    .await?;
+    sqlx::query("UPDATE message SET state = 'waiting', next_attempt_at = $1 WHERE state = 'sending'")
+        .bind(millis(now))
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
+fn encode(recipients: &[Recipient]) -> Result<String, sqlx::Error> {
+    serde_json::to_string(recipients).map_err(|error| sqlx::Error::Encode(Box::new(error)))
+}
+
+fn due_of(row: &SqliteRow) -> Result<Due, Error> {
+    Ok(Due {
+        id: QueueId(column(row, "id")?),
+        received_at: timestamp(column(row, "received_at")?),
+        mail_from: column(row, "mail_from")?,
+        recipients: recipients(row)?,
+        smtputf8: column::<i64>(row, "smtputf8")? != 0,
+        eight_bit: column::<i64>(row, "eight_bit")? != 0,
+        new_from: column(row, "new_from")?,
+        message_id: column(row, "message_id")?,
+        size: column::<i64>(row, "size")?.unsigned_abs(),
+        attempts: u32::try_from(column::<i64>(row, "attempts")?).unwrap_or(u32::MAX),
+    })
+}
+
+fn queued_of(row: &SqliteRow) -> Result<Queued, Error> {
+    let rule: String = column(row, "rule")?;
+    let state: String = column(row, "state")?;
+    Ok(Queued {
+        id: QueueId(column(row, "id")?),
+        state: match state.as_str() {
+            "waiting" => QueuedState::Waiting,
+            "sending" => QueuedState::Sending,
+            "failed" => QueuedState::Failed,
+            _ => {
+                return Err(Error::Row {
+                    what: format!("state {state:?}"),
+                });
+            }
+        },
+        received_at: timestamp(column(row, "received_at")?),
+        next_attempt_at: timestamp(column(row, "next_attempt_at")?),
+        mail_from: column(row, "mail_from")?,
+        from: column(row, "header_from")?,
+        message_id: column(row, "message_id")?,
+        mailbox: address(&column::<String>(row, "mailbox")?)?,
+        rule: rule.parse().map_err(|_| Error::Row {
+            what: format!("rule {rule:?}"),
+        })?,
+        size: column::<i64>(row, "size")?.unsigned_abs(),
+        recipients: recipients(row)?,
+        attempts: Vec::new(),
+    })
+}
+
+fn attempt_of(row: &SqliteRow) -> Result<Attempt, sqlx::Error> {
+    Ok(Attempt {
+        number: u32::try_from(row.try_get::<i64, _>("number")?).unwrap_or(u32::MAX),
+        started_at: timestamp(row.try_get("started_at")?),
+        ended_at: row.try_get::<Option<i64>, _>("ended_at")?.map(timestamp),
+        outcome: row.try_get("outcome")?,
+        class: row.try_get("class")?,
+        code: row.try_get("code")?,
+        reply: row.try_get("reply")?,
+    })
+}
+
+fn recipients(row: &SqliteRow) -> Result<Vec<Recipient>, Error> {
+    let json: String = column(row, "recipients")?;
+    serde_json::from_str(&json).map_err(|error| Error::Row {
+        what: format!("recipients: {error}"),
+    })
+}
+
+fn column<'r, T: sqlx::Decode<'r, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>>(
+    row: &'r SqliteRow,
+    name: &'static str,
+) -> Result<T, Error> {
+    row.try_get(name).map_err(|source| Error::Read {
+        operation: name,
+        source,
+    })
+}
+
+pub(super) fn address(text: &str) -> Result<Address, Error> {
+    Address::normalise(text).ok_or_else(|| Error::Row {
+        what: format!("mailbox {text:?}"),
+    })
+}

@@ -1,0 +1,102 @@
+//! The one writer. What tasks hand in while a commit runs goes into the next one together (group commit): the disk's
+//! sync, which is what a durable queue waits for, is paid once for all of them.
+
+use super::inbox::InboxWrite;
+use super::queue::QueueWrite;
+use super::tokens::StoredToken;
+use super::{Error, inbox, queue, tokens};
+use crate::address::Address;
+use sqlx::SqliteConnection;
+use tokio::sync::{mpsc, oneshot};
+
+/// At most so many writes in one commit: bounds how long the first of them waits.
+const MOST_TOGETHER: usize = 256;
+
+/// One thing to write.
+#[derive(Debug)]
+pub(super) enum Write {
+    Queue(QueueWrite),
+    Token(Address, StoredToken),
+    Inbox(InboxWrite),
+}
+
+impl Write {
+    fn operation(&self) -> &'static str {
+        match self {
+            Self::Queue(write) => write.operation(),
+            Self::Token(..) => "keep a token",
+            Self::Inbox(write) => write.operation(),
+        }
+    }
+
+    async fn apply(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+        match self {
+            Self::Queue(write) => queue::apply(write, connection).await,
+            Self::Token(mailbox, token) => tokens::apply(mailbox, token, connection).await,
+            Self::Inbox(write) => inbox::apply(write, connection).await,
+        }
+    }
+}
+
+/// A write, and who waits for it.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) write: Write,
+    pub(super) done: oneshot::Sender<Result<(), Error>>,
+}
+
+/// Owns the only connection that writes.
+#[derive(Debug)]
+pub struct Writer {
+    connection: SqliteConnection,
+    jobs: mpsc::Receiver<Job>,
+}
+
+impl Writer {
+    pub(super) fn new(connection: SqliteConnection, jobs: mpsc::Receiver<Job>) -> Self {
+        Self { connection, jobs }
+    }
+
+    /// Writes until every [`super::Store`] is dropped and all they handed in is on disk.
+    pub async fn run(mut self) {
+        let mut batch = Vec::with_capacity(MOST_TOGETHER);
+        while self.jobs.recv_many(&mut batch, MOST_TOGETHER).await > 0 {
+            if let Err(error) = commit(&mut self.connection, batch.iter().map(|job| &job.write)).await {
+                tracing::debug!(error = %crate::failure::chain(&error), together = batch.len(), "commit failed");
+                // One bad write must not fail the others: each gets a transaction, and an answer, of its own.
+                for job in batch.drain(..) {
+                    let operation = job.write.operation();
+                    let written = commit(&mut self.connection, std::iter::once(&job.write)).await;
+                    drop(
+                        job.done
+                            .send(written.map_err(|source| Error::Write { operation, source })),
+                    );
+                }
+            }
+            // A waiter that went away no longer wants to know.
+            batch.drain(..).for_each(|job| drop(job.done.send(Ok(()))));
+        }
+        if let Err(error) = sqlx::Connection::close(self.connection).await {
+            tracing::warn!(error = %crate::failure::chain(&error), "the store was not closed cleanly");
+        }
+    }
+}
+
+async fn commit<'w>(
+    connection: &mut SqliteConnection,
+    writes: impl Iterator<Item = &'w Write>,
+) -> Result<(), sqlx::Error> {
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await?;
+    let written = async {
+        for write in writes {
+            write.apply(connection).await?;
+        }
+        sqlx::query("COMMIT").execute(&mut *connection).await.map(drop)
+    }
+    .await;
+    if written.is_err() {
+        // SQLite may have rolled back by itself (a full disk): then this fails, which is as good.
+        drop(sqlx::query("ROLLBACK").execute(&mut *connection).await);
+    }
+    written
+}
