@@ -4,12 +4,15 @@ use super::*;
 
 const LIMIT: usize = 1 << 20;
 
+/// A message, or why it was refused, and what is left behind it.
+type Read = (Result<Vec<u8>, Flaw>, Vec<u8>);
+
 /// The stream in one chunk: the message and what is left behind it.
-fn read(stream: &[u8]) -> Option<(Result<Vec<u8>, Flaw>, Vec<u8>)> {
+fn read(stream: &[u8]) -> Option<Read> {
     read_in_chunks(&[stream], LIMIT)
 }
 
-fn read_in_chunks(chunks: &[&[u8]], limit: usize) -> Option<(Result<Vec<u8>, Flaw>, Vec<u8>)> {
+fn read_in_chunks(chunks: &[&[u8]], limit: usize) -> Option<Read> {
     let mut reader = DataReader::new(limit);
     for (index, chunk) in chunks.iter().enumerate() {
         if let Some(end) = reader.feed(chunk) {

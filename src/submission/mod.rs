@@ -1,9 +1,166 @@
 //! The SMTP server that Odoo and any ordinary mail client speak to.
+//!
+//! [`listener`] moves bytes; [`session`] and [`data`] decide, without I/O; [`intake`] stores what was taken. A message
+//! is answered with 250 once it is on disk, and not before.
 
 pub mod auth;
 pub mod data;
+pub mod intake;
 pub mod lines;
+pub mod listener;
 pub mod parameters;
 pub mod path;
 pub mod reply;
 pub mod session;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio_rustls::rustls::crypto::aws_lc_rs;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::{self, ServerConfig};
+
+use crate::failure::chain;
+use crate::section::{Section, Size};
+use auth::Credentials;
+
+const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 2525);
+/// Microsoft 365 takes 35 MB by default, and 150 MB where the administrator allows it.
+const DEFAULT_MAX_MESSAGE_SIZE: Size = Size(35 << 20);
+/// A message is held in memory and then in one row of the store, which takes 1 GB at most.
+const LARGEST_MAX_MESSAGE_SIZE: u64 = 512 << 20;
+
+/// The `[submission]` section.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where to listen, unless systemd hands over sockets.
+    pub listen: Vec<SocketAddr>,
+    /// The largest message, in octets.
+    pub max_message_size: u64,
+    /// Who may submit; `None`: anyone on this machine.
+    pub credentials: Option<Credentials>,
+    /// For STARTTLS; `None`: not offered.
+    pub tls: Option<Arc<ServerConfig>>,
+}
+
+impl Config {
+    /// Reads `[submission]`.
+    pub fn read(section: &mut Section<'_>) -> Self {
+        let config = Self {
+            listen: section.get_or("listen", vec![DEFAULT_LISTEN]),
+            max_message_size: max_message_size(section),
+            credentials: credentials(section),
+            tls: tls(section),
+        };
+        if let Some(exposed) = config.listen.iter().find(|address| !config.may_listen(address)) {
+            section.mistake("listen", Exposed(*exposed).to_string());
+        }
+        config
+    }
+
+    /// Whether it is safe to listen there: on loopback, or with a password that only travels over TLS.
+    fn may_listen(&self, address: &SocketAddr) -> bool {
+        is_loopback(address) || (self.credentials.is_some() && self.tls.is_some())
+    }
+}
+
+/// An address that others than this machine can reach, without the means to keep strangers out.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{0} can be reached from other machines, and whoever reaches it could send as any mailbox: listen on 127.0.0.1, or \
+     set user, password_file, tls_certificate and tls_key"
+)]
+pub struct Exposed(pub SocketAddr);
+
+/// Whether only this machine can be on the other side. An IPv4 address may come dressed as an IPv6 one.
+fn is_loopback(address: &SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
+}
+
+fn max_message_size(section: &mut Section<'_>) -> u64 {
+    let Size(size) = section.get_or("max_message_size", DEFAULT_MAX_MESSAGE_SIZE);
+    if (1..=LARGEST_MAX_MESSAGE_SIZE).contains(&size) {
+        return size;
+    }
+    section.mistake("max_message_size", "is out of range: from 1 B to 512 MiB");
+    DEFAULT_MAX_MESSAGE_SIZE.0
+}
+
+fn credentials(section: &mut Section<'_>) -> Option<Credentials> {
+    let user: Option<String> = section.get("user");
+    let has_password = section.has("password_file");
+    let password = section.secret_file("password_file");
+    match (&user, has_password) {
+        (Some(user), _) if user.is_empty() => {
+            section.mistake("user", "is empty: leave it out, or name a user")
+        }
+        (Some(_), false) => section.mistake("user", "needs password_file, the file that holds the password"),
+        (None, true) => section.mistake(
+            "password_file",
+            "needs user, the name that goes with the password",
+        ),
+        _ => {}
+    }
+    Some(Credentials {
+        user: user?,
+        password: password?,
+    })
+}
+
+fn tls(section: &mut Section<'_>) -> Option<Arc<ServerConfig>> {
+    let (has_certificate, has_key) = (section.has("tls_certificate"), section.has("tls_key"));
+    let certificate = section.path_of("tls_certificate");
+    let key = section.path_of("tls_key");
+    if has_certificate != has_key {
+        let (given, missing) = if has_key {
+            ("tls_key", "tls_certificate")
+        } else {
+            ("tls_certificate", "tls_key")
+        };
+        section.mistake(
+            given,
+            format!("needs {missing} as well: STARTTLS takes both, as PEM files"),
+        );
+    }
+    match server_tls(&certificate?, &key?) {
+        Ok(tls) => Some(tls),
+        Err((key, message)) => {
+            section.mistake(key, message);
+            None
+        }
+    }
+}
+
+/// The server side of TLS; on error, the key at fault and what is wrong with it.
+fn server_tls(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, (&'static str, String)> {
+    let certificates = crate::tls::certificates(certificate)
+        .map_err(|error| ("tls_certificate", format!("names {}", chain(&error))))?;
+    let private = PrivateKeyDer::from_pem_file(key).map_err(|error| {
+        (
+            "tls_key",
+            format!(
+                "names {}, which cannot be read as a PEM private key: {error}",
+                key.display()
+            ),
+        )
+    })?;
+    let refused = |error: rustls::Error| {
+        (
+            "tls_certificate",
+            format!("and tls_key cannot be used together: {error}"),
+        )
+    };
+    ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(refused)?
+        .with_no_client_auth()
+        .with_single_cert(certificates, private)
+        .map(Arc::new)
+        .map_err(refused)
+}
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod config_tests;

@@ -1,0 +1,130 @@
+//! From a message to a row in the queue, or a refusal in words.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use tokio::sync::watch;
+
+use super::reply::Reply;
+use crate::failure::chain;
+use crate::message::{Envelope, HeaderView};
+use crate::routing::Routes;
+use crate::store::{NewMessage, Store};
+
+/// Recipients that are named in the log; of the others only the number is.
+const NAMED: usize = 3;
+/// Characters of a From that are logged.
+const FROM: usize = 200;
+
+/// Routes and stores messages. Clones share the store and follow the same routes.
+#[derive(Clone)]
+pub struct Intake {
+    routes: watch::Receiver<Arc<Routes>>,
+    store: Store,
+}
+
+impl Intake {
+    /// `routes` may change while the server runs: each message goes by those that hold when it is complete.
+    pub fn new(routes: watch::Receiver<Arc<Routes>>, store: Store) -> Self {
+        Self { routes, store }
+    }
+
+    /// Takes a message that was received `now`. The answer is 250 only once the store has committed it.
+    ///
+    /// Whatever can be sent is taken, even a message whose header section makes no sense: a refusal is final to Odoo.
+    pub async fn take(&self, envelope: Envelope, content: Bytes, peer: SocketAddr, now: Timestamp) -> Reply {
+        let header = HeaderView::parse(&content);
+        let header_from = header.from();
+        let message_id = header.message_id();
+        let eight_bit = header.is_8bit();
+        let routes = Arc::clone(&self.routes.borrow());
+        let route = match routes.route(header_from.as_deref()) {
+            Ok(route) => route,
+            Err(no_mailbox) => {
+                let reply = Reply::new(554, "5.3.5", no_mailbox.to_string());
+                log_refusal(peer, &reply);
+                return reply;
+            }
+        };
+        let id = self.store.next_id(now);
+        let from: String = header_from
+            .as_deref()
+            .unwrap_or_default()
+            .chars()
+            .take(FROM)
+            .collect();
+        let to = summary(&envelope.recipients);
+        let (mailbox, rule, size) = (route.mailbox.clone(), route.rule, content.len());
+        let message = NewMessage {
+            id,
+            received_at: now,
+            envelope,
+            eight_bit,
+            header_from,
+            message_id,
+            mailbox: route.mailbox,
+            rule: route.rule,
+            new_from: route.new_from,
+            content,
+        };
+        match self.store.accept(message).await {
+            Ok(()) => {
+                tracing::info!(%id, from, to, %mailbox, rule = rule.as_str(), size, "accepted");
+                Reply::new(250, "2.0.0", format!("Ok: queued as {id}"))
+            }
+            Err(error) => {
+                let reply = Reply::new(
+                    452,
+                    "4.3.1",
+                    "The relay cannot write to its store, so it did not take the message. Look at its log and at the \
+                     free space on its disk, then send the message again",
+                );
+                tracing::error!(
+                    code = reply.code(), %reply, from, to, %mailbox, error = %chain(&error), "refused"
+                );
+                reply
+            }
+        }
+    }
+}
+
+/// Logs a 4xx or 5xx reply: to Odoo each is a lost mail, so each is worth a line.
+pub(super) fn log_refusal(peer: SocketAddr, reply: &Reply) {
+    tracing::warn!(code = reply.code(), %reply, %peer, "refused");
+}
+
+/// The first few recipients, and how many more there are.
+fn summary(recipients: &[String]) -> String {
+    let named = recipients
+        .iter()
+        .take(NAMED)
+        .map(String::as_str)
+        .collect::<Vec<_>>()
+        .join(", ");
+    match recipients.len().checked_sub(NAMED) {
+        None | Some(0) => named,
+        Some(more) => format!("{named} and {more} more"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_summary_names_a_few() {
+        let recipients = |count: usize| {
+            (0..count)
+                .map(|number| format!("r{number}@x.test"))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(summary(&recipients(1)), "r0@x.test");
+        assert_eq!(summary(&recipients(3)), "r0@x.test, r1@x.test, r2@x.test");
+        assert_eq!(
+            summary(&recipients(1000)),
+            "r0@x.test, r1@x.test, r2@x.test and 997 more"
+        );
+    }
+}

@@ -1,0 +1,507 @@
+use rustls_pki::ServerName;
+use tokio::io::{AsyncBufReadExt as _, BufReader};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types as rustls_pki;
+use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
+
+use super::*;
+use crate::address::Address;
+use crate::routing::{Candidate, Routes, Rule};
+use crate::store::{self, Queued, Store};
+use crate::submission::auth::Credentials;
+
+const MESSAGE: &str = "From: Ann <ann@example.com>\r\nMessage-Id: <1@example.com>\r\n\r\n.dot\r\nbody\r\n";
+/// The message as it goes over the wire, with its end.
+const WIRE: &str = "From: Ann <ann@example.com>\r\nMessage-Id: <1@example.com>\r\n\r\n..dot\r\nbody\r\n.\r\n";
+/// Longer than anything here takes; a test that runs into it fails.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+fn config() -> Config {
+    Config {
+        listen: Vec::new(),
+        max_message_size: 10_000,
+        credentials: None,
+        tls: None,
+    }
+}
+
+fn routes(mailboxes: &[&str]) -> Arc<Routes> {
+    let candidates = mailboxes.iter().map(|mailbox| Candidate {
+        mailbox: Address::normalise(mailbox).unwrap(),
+        sequence: 10,
+        filter: Some((*mailbox).to_owned()),
+    });
+    Arc::new(Routes::new(candidates.collect(), None))
+}
+
+/// A server with a store of its own.
+struct Relay {
+    address: SocketAddr,
+    store: Store,
+    writer: JoinHandle<()>,
+    routes: watch::Sender<Arc<Routes>>,
+    stop: CancellationToken,
+    served: JoinHandle<Result<(), Error>>,
+    _folder: tempfile::TempDir,
+}
+
+impl Relay {
+    async fn start(config: Config) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("relay.db");
+        let (store, writer) = Store::open(&store::Config { path }).await.unwrap();
+        let writer = tokio::spawn(writer.run());
+        let (routes, routes_seen) = watch::channel(routes(&["ann@example.com"]));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let intake = Intake::new(routes_seen, store.clone());
+        let stopping = stop.clone();
+        let served = tokio::spawn(async move { serve(vec![listener], &config, intake, stopping).await });
+        Self {
+            address,
+            store,
+            writer,
+            routes,
+            stop,
+            served,
+            _folder: folder,
+        }
+    }
+
+    async fn connect(&self) -> Client<TcpStream> {
+        let mut client = Client::new(TcpStream::connect(self.address).await.unwrap());
+        assert_eq!(client.hear().await, "220 outlook-relay ESMTP");
+        client
+    }
+
+    /// A client that has said EHLO.
+    async fn greeted(&self) -> Client<TcpStream> {
+        let mut client = self.connect().await;
+        assert!(client.ask("EHLO me").await.starts_with("250-outlook-relay\n"));
+        client
+    }
+
+    async fn queue(&self) -> Vec<Queued> {
+        self.store.queued(None, 100).await.unwrap()
+    }
+}
+
+/// An SMTP client that only knows lines.
+struct Client<S> {
+    stream: BufReader<S>,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
+    fn new(stream: S) -> Self {
+        Self {
+            stream: BufReader::new(stream),
+        }
+    }
+
+    async fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).await.unwrap();
+        self.stream.flush().await.unwrap();
+    }
+
+    /// The next line; empty at the end of the stream.
+    async fn hear_line(&mut self) -> String {
+        let mut line = String::new();
+        timeout(DEADLINE, self.stream.read_line(&mut line))
+            .await
+            .expect("no reply in time")
+            .unwrap();
+        line
+    }
+
+    /// The next reply, its lines joined by LF; empty at the end of the stream.
+    async fn hear(&mut self) -> String {
+        let mut reply = String::new();
+        loop {
+            let line = self.hear_line().await;
+            reply.push_str(&line.replace("\r\n", "\n"));
+            if line.as_bytes().get(3) != Some(&b'-') {
+                return reply.trim_end().to_owned();
+            }
+        }
+    }
+
+    async fn ask(&mut self, line: &str) -> String {
+        self.send(format!("{line}\r\n").as_bytes()).await;
+        self.hear().await
+    }
+
+    async fn begin(&mut self) {
+        assert_eq!(self.ask("MAIL FROM:<bounce@example.com>").await, "250 2.1.0 Ok");
+        assert_eq!(self.ask("RCPT TO:<bob@x.test>").await, "250 2.1.5 Ok");
+        assert!(self.ask("DATA").await.starts_with("354 "));
+    }
+
+    async fn mail(&mut self, wire: &str) -> String {
+        self.begin().await;
+        self.send(wire.as_bytes()).await;
+        self.hear().await
+    }
+
+    async fn is_closed(&mut self) -> bool {
+        self.hear_line().await.is_empty()
+    }
+}
+
+#[tokio::test]
+async fn a_message_is_in_the_store_when_it_is_answered() {
+    let relay = Relay::start(config()).await;
+    let mut client = relay.greeted().await;
+    let reply = client.mail(WIRE).await;
+    let id = reply
+        .strip_prefix("250 2.0.0 Ok: queued as ")
+        .unwrap_or_else(|| panic!("{reply}"))
+        .parse()
+        .unwrap();
+    let queue = relay.queue().await;
+    let [queued] = queue.as_slice() else {
+        panic!("{queue:?}")
+    };
+    assert_eq!(queued.id, id);
+    assert_eq!(queued.mail_from, "bounce@example.com");
+    assert_eq!(queued.recipients.len(), 1);
+    assert_eq!(queued.recipients[0].address, "bob@x.test");
+    assert_eq!(queued.mailbox.as_str(), "ann@example.com");
+    assert_eq!(queued.rule, Rule::Address);
+    assert_eq!(queued.message_id.as_deref(), Some("<1@example.com>"));
+    assert_eq!(
+        relay.store.content(id).await.unwrap().unwrap(),
+        MESSAGE.as_bytes()
+    );
+    assert!(client.ask("QUIT").await.starts_with("221 "));
+    assert!(client.is_closed().await);
+}
+
+#[tokio::test]
+async fn one_connection_carries_many_messages_even_equal_ones() {
+    let relay = Relay::start(config()).await;
+    let mut client = relay.greeted().await;
+    for _ in 0..20 {
+        assert!(client.mail(WIRE).await.starts_with("250 2.0.0 "));
+    }
+    assert_eq!(relay.queue().await.len(), 20);
+}
+
+#[tokio::test]
+async fn a_group_of_commands_is_answered_at_once() {
+    let relay = Relay::start(config()).await;
+    let mut stream = TcpStream::connect(relay.address).await.unwrap();
+    let mut buffer = vec![0; 4096];
+    let read = timeout(DEADLINE, stream.read(&mut buffer))
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(buffer[..read].starts_with(b"220 "));
+    stream
+        .write_all(b"HELO me\r\nMAIL FROM:<>\r\nRCPT TO:<bob@x.test>\r\nNOOP\r\n")
+        .await
+        .unwrap();
+    let read = timeout(DEADLINE, stream.read(&mut buffer))
+        .await
+        .unwrap()
+        .unwrap();
+    let replies = std::str::from_utf8(&buffer[..read]).unwrap();
+    assert_eq!(
+        replies,
+        "250 outlook-relay\r\n250 2.1.0 Ok\r\n250 2.1.5 Ok\r\n250 2.0.0 Ok\r\n"
+    );
+}
+
+#[tokio::test]
+async fn everything_may_come_in_one_piece_or_byte_by_byte() {
+    let relay = Relay::start(config()).await;
+    let once = format!("MAIL FROM:<>\r\nRCPT TO:<bob@x.test>\r\nDATA\r\n{WIRE}");
+    let twice = format!("{once}{once}NOOP\r\n");
+    for piece in [twice.len(), 1] {
+        let mut client = relay.greeted().await;
+        for bytes in twice.as_bytes().chunks(piece) {
+            client.send(bytes).await;
+        }
+        let mut codes = Vec::new();
+        for _ in 0..9 {
+            codes.push(client.hear().await[..3].to_owned());
+        }
+        assert_eq!(
+            codes,
+            ["250", "250", "354", "250", "250", "250", "354", "250", "250"]
+        );
+    }
+    let queue = relay.queue().await;
+    assert_eq!(queue.len(), 4);
+    for queued in queue {
+        assert_eq!(
+            relay.store.content(queued.id).await.unwrap().unwrap(),
+            MESSAGE.as_bytes()
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_connection_that_ends_inside_a_message_delivers_nothing() {
+    let relay = Relay::start(config()).await;
+    for wire in [
+        "",
+        "From: ann@example.com\r\n\r\nhalf",
+        "From: ann@example.com\r\n\r\nall\r\n.\r",
+        ".",
+    ] {
+        let mut client = relay.greeted().await;
+        client.begin().await;
+        client.send(wire.as_bytes()).await;
+        client.stream.get_mut().shutdown().await.unwrap();
+        assert!(client.is_closed().await, "after {wire:?}");
+    }
+    assert_eq!(relay.queue().await.len(), 0);
+}
+
+#[tokio::test]
+async fn a_smuggled_message_is_refused_with_the_one_that_carries_it() {
+    let relay = Relay::start(config()).await;
+    let mut client = relay.greeted().await;
+    let reply = client
+        .mail("a\r\n\n.\r\nMAIL FROM:<evil@x.test>\r\nRCPT TO:<b@x.test>\r\nDATA\r\nb\r\n.\r\n")
+        .await;
+    assert!(reply.starts_with("554 5.6.0 "), "{reply}");
+    assert_eq!(client.ask("NOOP").await, "250 2.0.0 Ok");
+    assert_eq!(relay.queue().await.len(), 0);
+    client.send(b"NOOP\nMAIL FROM:<>\r\n").await;
+    assert!(client.hear().await.starts_with("500 5.5.2 "));
+    assert!(client.is_closed().await);
+}
+
+#[tokio::test]
+async fn a_message_over_the_limit_is_refused_and_the_next_one_taken() {
+    let relay = Relay::start(config()).await;
+    let mut client = relay.greeted().await;
+    assert!(
+        client
+            .ask("MAIL FROM:<> SIZE=10001")
+            .await
+            .starts_with("552 5.3.4 ")
+    );
+    let reply = client.mail(&format!("{}\r\n.\r\n", "a".repeat(300_000))).await;
+    assert!(reply.starts_with("552 5.3.4 "), "{reply}");
+    assert!(client.mail(WIRE).await.starts_with("250 "));
+    assert_eq!(relay.queue().await.len(), 1);
+}
+
+#[tokio::test]
+async fn lines_without_measure() {
+    let relay = Relay::start(config()).await;
+    let mut client = relay.greeted().await;
+    assert!(client.ask(&"a".repeat(100_000)).await.starts_with("500 5.5.2 "));
+    assert_eq!(client.ask("NOOP").await, "250 2.0.0 Ok");
+    // Not all of it may be read before the connection is closed.
+    let _ = client.stream.write_all(&vec![b'a'; 1_100_000]).await;
+    assert!(client.hear().await.starts_with("500 5.5.2 The line has no end"));
+}
+
+#[tokio::test]
+async fn without_a_mailbox_or_a_store_the_refusal_says_so() {
+    let relay = Relay::start(config()).await;
+    let mut client = relay.greeted().await;
+    relay.routes.send(routes(&[])).unwrap();
+    let reply = client.mail(WIRE).await;
+    assert!(
+        reply.starts_with("554 5.3.5 ") && reply.contains("[[mailbox]]"),
+        "{reply}"
+    );
+    relay.routes.send(routes(&["bea@example.com"])).unwrap();
+    assert!(client.mail(WIRE).await.starts_with("250 "));
+    assert_eq!(relay.queue().await[0].mailbox.as_str(), "bea@example.com");
+    relay.writer.abort();
+    let reply = client.mail(WIRE).await;
+    assert!(
+        reply.starts_with("452 4.3.1 ") && reply.contains("send the message again"),
+        "{reply}"
+    );
+    assert_eq!(relay.queue().await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_message_that_makes_no_sense_is_still_taken() {
+    let relay = Relay::start(config()).await;
+    let mut client = relay.greeted().await;
+    for wire in [
+        ".\r\n",
+        "\r\n.\r\n",
+        "no header at all\r\n.\r\n",
+        ": :\r\n\u{e9}: b\r\n.\r\n",
+    ] {
+        assert!(client.mail(wire).await.starts_with("250 "), "{wire:?}");
+    }
+    assert_eq!(relay.queue().await.len(), 4);
+}
+
+#[tokio::test]
+async fn a_stop_waits_for_the_message_in_hand() {
+    let relay = Relay::start(config()).await;
+    let mut idle = relay.greeted().await;
+    let mut open = relay.greeted().await;
+    assert_eq!(open.ask("MAIL FROM:<>").await, "250 2.1.0 Ok");
+    let mut sending = relay.greeted().await;
+    sending.begin().await;
+    relay.stop.cancel();
+    assert!(idle.hear().await.starts_with("421 4.3.2 "));
+    assert!(idle.is_closed().await);
+    sending.send(WIRE.as_bytes()).await;
+    assert!(sending.hear().await.starts_with("250 2.0.0 "));
+    assert!(sending.hear().await.starts_with("421 4.3.2 "));
+    assert!(sending.is_closed().await);
+    assert_eq!(open.ask("RCPT TO:<bob@x.test>").await, "250 2.1.5 Ok");
+    assert!(open.ask("DATA").await.starts_with("354 "));
+    open.send(WIRE.as_bytes()).await;
+    assert!(open.hear().await.starts_with("250 2.0.0 "));
+    assert!(open.hear().await.starts_with("421 4.3.2 "));
+    timeout(DEADLINE, relay.served).await.unwrap().unwrap().unwrap();
+    assert_eq!(relay.store.queued(None, 10).await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_server_that_is_dropped_ends_its_sessions() {
+    let relay = Relay::start(config()).await;
+    let mut client = relay.greeted().await;
+    relay.served.abort();
+    assert!(client.is_closed().await);
+}
+
+#[tokio::test]
+async fn too_many_connections_wait_for_a_place() {
+    let relay = Relay::start(config()).await;
+    let mut clients = Vec::new();
+    for _ in 0..SESSIONS {
+        clients.push(relay.connect().await);
+    }
+    let mut waiting = Client::new(TcpStream::connect(relay.address).await.unwrap());
+    let greeting = timeout(Duration::from_millis(100), waiting.stream.fill_buf()).await;
+    assert!(greeting.is_err(), "greeted without a place");
+    assert!(clients[0].ask("QUIT").await.starts_with("221 "));
+    assert_eq!(waiting.hear().await, "220 outlook-relay ESMTP");
+}
+
+#[tokio::test]
+async fn strangers_are_not_listened_to() {
+    let relay = Relay::start(config()).await;
+    let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
+    let intake = Intake::new(relay.routes.subscribe(), relay.store.clone());
+    let served = serve(vec![listener], &config(), intake, CancellationToken::new()).await;
+    assert!(matches!(served, Err(Error::Exposed(_))), "{served:?}");
+}
+
+/// A server's and a client's side of TLS for `localhost`.
+fn tls() -> (Arc<ServerConfig>, TlsConnector) {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let provider = Arc::new(tokio_rustls::rustls::crypto::aws_lc_rs::default_provider());
+    let key = rustls_pki::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    let server = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key.into())
+        .unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    let client = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    (Arc::new(server), TlsConnector::from(Arc::new(client)))
+}
+
+#[tokio::test]
+async fn tls_and_a_password() {
+    let (server, connector) = tls();
+    let credentials = Credentials {
+        user: "odoo".to_owned(),
+        password: "open sesame".to_owned().into(),
+    };
+    let relay = Relay::start(Config {
+        tls: Some(server),
+        credentials: Some(credentials),
+        ..config()
+    })
+    .await;
+    let mut client = relay.greeted().await;
+    assert!(client.ask("MAIL FROM:<>").await.starts_with("530 5.7.0 "));
+    assert!(client.ask("STARTTLS").await.starts_with("220 2.0.0 "));
+    let name = ServerName::try_from("localhost").unwrap();
+    let mut client = Client::new(connector.connect(name, client.stream.into_inner()).await.unwrap());
+    let extensions = client.ask("EHLO me").await;
+    assert!(
+        !extensions.contains("STARTTLS") && extensions.contains("AUTH PLAIN LOGIN"),
+        "{extensions}"
+    );
+    assert!(
+        client
+            .ask("AUTH PLAIN AG9kb28Ad3Jvbmc=")
+            .await
+            .starts_with("535 5.7.8 ")
+    );
+    assert!(
+        client
+            .ask("AUTH PLAIN AG9kb28Ab3BlbiBzZXNhbWU=")
+            .await
+            .starts_with("235 2.7.0 ")
+    );
+    assert!(client.mail(WIRE).await.starts_with("250 2.0.0 "));
+    assert!(client.ask("QUIT").await.starts_with("221 "));
+    assert_eq!(relay.queue().await.len(), 1);
+}
+
+#[tokio::test]
+async fn commands_in_clear_behind_starttls_are_refused() {
+    let relay = Relay::start(Config {
+        tls: Some(tls().0),
+        ..config()
+    })
+    .await;
+    let mut client = relay.greeted().await;
+    client.send(b"STARTTLS\r\nMAIL FROM:<evil@x.test>\r\n").await;
+    assert!(client.hear().await.starts_with("421 4.7.0 "));
+    assert!(client.is_closed().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_line_that_drips_is_not_waited_for_for_ever() {
+    let (mut client, server) = tokio::io::duplex(1000);
+    let offer = Offer {
+        host: HOST.to_owned(),
+        max_message_size: 1000,
+        credentials: None,
+        tls: false,
+    };
+    let session = Session::new(Arc::new(offer), true);
+    let dripping = tokio::spawn(async move {
+        while client.write_all(b"a").await.is_ok() {
+            sleep(Duration::from_secs(60)).await;
+        }
+    });
+    let begun = Instant::now();
+    let line = Connection::new(server)
+        .line(&session, &CancellationToken::new())
+        .await;
+    assert_eq!(line.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    assert_eq!(begun.elapsed().as_secs(), IDLE.as_secs());
+    dripping.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_read_is_given_up() {
+    let (_client, server) = tokio::io::duplex(10);
+    let mut connection = Connection::new(server);
+    connection
+        .write(&Reply::new(250, "2.0.0", "more than ten bytes"))
+        .await
+        .unwrap();
+    let begun = Instant::now();
+    assert!(connection.flush().await.is_err());
+    assert_eq!(begun.elapsed().as_secs(), WRITE.as_secs());
+}
