@@ -316,7 +316,10 @@ impl<'i> Section<'i> {
 }
 
 /// A secret from its file, without the line end.
-fn read_secret(path: &Path) -> Result<SecretString, String> {
+///
+/// # Errors
+/// What is wrong with the file, in words that follow the name of the key: missing, readable by everyone, empty, …
+pub fn read_secret(path: &Path) -> Result<SecretString, String> {
     let shown = path.display();
     let metadata = std::fs::metadata(path).map_err(|error| {
         format!("names {shown}, which cannot be read: {error}: create it, with the secret as its only line")
