@@ -45,7 +45,7 @@ fn mailbox_of(server: &str) -> Address {
 #[test]
 fn routes_as_odoo_19_did() {
     let cases: Vec<Case> =
-        serde_json::from_str(include_str!("../tests/data/from_filter_cases.json")).unwrap();
+        serde_json::from_str(include_str!("../../tests/data/from_filter_cases.json")).unwrap();
     let (mut routed, mut without_server, mut special) = (0, 0, Vec::new());
     for case in &cases {
         let id = case.id;
