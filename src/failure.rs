@@ -2,12 +2,12 @@
 //! [`Failure`]: what was seen, which [`Class`] it is, and what a person can do about it. The catalogues that map
 //! replies to classes live in [`crate::microsoft`] and [`crate::odoo`]; this module only has the words.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::Duration;
 
 /// What a failure means for the work at hand. No class loses mail, and none deletes a refresh token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
     /// It will pass: try again by the schedule.
@@ -52,7 +52,7 @@ impl fmt::Display for Class {
 }
 
 /// One failure: seen, meaning, remedy. None of its texts may hold a token, a secret or a message body.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     /// What it means.
     pub class: Class,

@@ -6,7 +6,7 @@ use crate::routing::Candidate;
 use crate::section::Section;
 use crate::{delivery, fetch, microsoft};
 use jiff::{SignedDuration, Timestamp};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A `[[mailbox]]` of the configuration, with what it overrides of `[microsoft]`, `[delivery]` and `[fetch]` merged in.
@@ -114,7 +114,7 @@ pub struct Trouble {
 }
 
 /// A trouble that lasts, as `status` shows it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lasting {
     /// Since when.
     pub since: Timestamp,

@@ -8,6 +8,7 @@ use secrecy::SecretString;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IntoDeserializer};
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::ops::Range;
 use std::os::unix::fs::PermissionsExt;
@@ -48,6 +49,7 @@ struct File<'i> {
     /// `$CREDENTIALS_DIRECTORY`, where systemd puts secrets (systemd.exec(5)).
     credentials: Option<&'i Path>,
     mistakes: RefCell<Vec<Mistake>>,
+    known: RefCell<BTreeSet<String>>,
 }
 
 impl File<'_> {
@@ -78,19 +80,30 @@ struct Entry<'i> {
     value: Option<Spanned<DeValue<'i>>>,
 }
 
-/// Reads a whole file: `read` is handed its root table. Returns what `read` made of it, and every mistake, in the
-/// order of their lines.
+/// A file that was read.
+#[derive(Debug)]
+pub struct Parsed<T> {
+    /// What the modules made of it.
+    pub value: T,
+    /// Every mistake, in the order of their lines.
+    pub mistakes: Vec<Mistake>,
+    /// Every key that was asked for, with its section: `mailbox[2].from_filter`.
+    pub known: BTreeSet<String>,
+}
+
+/// Reads a whole file: `read` is handed its root table.
 pub fn parse<T>(
     text: &str,
     folder: &Path,
     credentials: Option<&Path>,
     read: impl FnOnce(&mut Section<'_>) -> T,
-) -> (T, Vec<Mistake>) {
+) -> Parsed<T> {
     let file = File {
         text,
         folder,
         credentials,
         mistakes: RefCell::default(),
+        known: RefCell::default(),
     };
     let (table, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
@@ -98,7 +111,7 @@ pub fn parse<T>(
         file.mistake(line, String::new(), format!("is not TOML: {}", error.message()));
     }
     let mut root = Section::new(&file, String::new(), 0, table.into_inner());
-    let parsed = read(&mut root);
+    let value = read(&mut root);
     // After a syntax error the rest of the file was guessed at: what follows from the guess would only confuse.
     if errors.is_empty() {
         root.finish();
@@ -108,7 +121,7 @@ pub fn parse<T>(
     let mut mistakes = file.mistakes.into_inner();
     mistakes.sort();
     mistakes.dedup();
-    (parsed, mistakes)
+    Parsed { value, mistakes, known: file.known.into_inner() }
 }
 
 impl<'i> Section<'i> {
@@ -271,12 +284,11 @@ impl<'i> Section<'i> {
 
     /// Notes a mistake at `key`.
     pub fn mistake(&self, key: &str, message: impl Into<String>) {
-        let path = if self.path.is_empty() {
-            key.to_owned()
-        } else {
-            format!("{}.{key}", self.path)
-        };
-        self.file.mistake(self.line_of(key), path, message.into());
+        self.file.mistake(self.line_of(key), self.path_to(key), message.into());
+    }
+
+    fn path_to(&self, key: &str) -> String {
+        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
 
     /// The line of `key`, else of the section.
@@ -298,6 +310,7 @@ impl<'i> Section<'i> {
 
     /// What nobody asked for is unknown.
     fn finish(self) {
+        self.file.known.borrow_mut().extend(self.asked.iter().map(|key| self.path_to(key)));
         for entry in self
             .entries
             .iter()
@@ -316,7 +329,10 @@ impl<'i> Section<'i> {
 }
 
 /// A secret from its file, without the line end.
-fn read_secret(path: &Path) -> Result<SecretString, String> {
+///
+/// # Errors
+/// What is wrong with the file, in words that follow the name of the key: missing, readable by everyone, empty, …
+pub fn read_secret(path: &Path) -> Result<SecretString, String> {
     let shown = path.display();
     let metadata = std::fs::metadata(path).map_err(|error| {
         format!("names {shown}, which cannot be read: {error}: create it, with the secret as its only line")
@@ -437,8 +453,7 @@ mod tests {
 
     fn mistakes(text: &str, read: impl FnOnce(&mut Section<'_>)) -> Vec<String> {
         let folder = tempfile::tempdir().unwrap();
-        let (_, mistakes) = parse(text, folder.path(), None, read);
-        mistakes.iter().map(ToString::to_string).collect()
+        parse(text, folder.path(), None, read).mistakes.iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -513,14 +528,14 @@ mod tests {
         write(folder.path().join("empty"), "\n", 0o600);
         write(folder.path().join("two"), "a\nb\n", 0o600);
         let text = "both = 'both'\nopen = 'open'\nempty = 'empty'\ntwo = 'two'\nmissing = 'missing'\n";
-        let (_, mistakes) = parse(text, folder.path(), Some(credentials.path()), |root| {
+        let parsed = parse(text, folder.path(), Some(credentials.path()), |root| {
             use secrecy::ExposeSecret;
             assert_eq!(root.secret_file("both").unwrap().expose_secret(), "credential");
             for key in ["open", "empty", "two", "missing"] {
                 assert!(root.secret_file(key).is_none());
             }
         });
-        let said: Vec<_> = mistakes.iter().map(|mistake| mistake.message.as_str()).collect();
+        let said: Vec<_> = parsed.mistakes.iter().map(|mistake| mistake.message.as_str()).collect();
         assert!(
             said[0].contains("everyone may read (mode 0644): chmod 600"),
             "{said:?}"

@@ -237,8 +237,8 @@ mod tests {
     use std::path::Path;
 
     fn read(text: &str) -> (Config, Vec<String>) {
-        let (config, mistakes) = parse(text, Path::new("/nonexistent"), None, Config::read_root);
-        (config, mistakes.iter().map(ToString::to_string).collect())
+        let parsed = parse(text, Path::new("/nonexistent"), None, Config::read_root);
+        (parsed.value, parsed.mistakes.iter().map(ToString::to_string).collect())
     }
 
     #[test]

@@ -22,10 +22,10 @@ use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{ConnectOptions, SqlSafeStr};
+use sqlx::{ConnectOptions, SqlSafeStr, SqliteConnection};
 use std::collections::HashMap;
 use std::fmt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -288,6 +288,24 @@ impl Store {
         }
     }
 
+    /// Tells when somebody wrote to the store, other processes included.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub async fn changes(&self) -> Result<Changes, Error> {
+        let connection = self.readers.acquire().await;
+        let connection = connection
+            .map_err(|source| Error::Read {
+                operation: "changes",
+                source,
+            })?
+            .detach();
+        Ok(Changes {
+            connection,
+            version: 0,
+        })
+    }
+
     /// Waits until everything handed in so far is written, then ends the writer.
     pub async fn close(self) {
         let Self { readers, writes, .. } = self;
@@ -302,6 +320,31 @@ impl Store {
             .await
             .map_err(|_| Error::Closed)?;
         written.await.map_err(|_| Error::Closed)?
+    }
+}
+
+/// Sees that somebody wrote to the store.
+#[derive(Debug)]
+pub struct Changes {
+    connection: SqliteConnection,
+    version: i64,
+}
+
+impl Changes {
+    /// Whether anything was written since the last call.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub async fn seen(&mut self) -> Result<bool, Error> {
+        // https://sqlite.org/pragma.html#pragma_data_version: changes when another connection commits.
+        let version = sqlx::query_scalar("PRAGMA data_version")
+            .fetch_one(&mut self.connection)
+            .await;
+        let version = version.map_err(|source| Error::Read {
+            operation: "changes",
+            source,
+        })?;
+        Ok(std::mem::replace(&mut self.version, version) != version)
     }
 }
 
@@ -333,18 +376,25 @@ fn create(path: &Path) -> Result<(), Error> {
                 source,
             })?;
     }
-    std::fs::OpenOptions::new()
+    let failed = |source| Error::File { path: path.to_owned(), source };
+    let new = !path.exists();
+    let file = std::fs::OpenOptions::new()
         .create(true)
         .truncate(false)
         .read(true)
         .write(true)
         .mode(0o600)
         .open(path)
-        .map(drop)
-        .map_err(|source| Error::File {
-            path: path.to_owned(),
-            source,
-        })
+        .map_err(failed)?;
+    // `sudo outlook-relay connect` may come before the daemon's first start: the file belongs to whom the folder
+    // belongs to. (SQLite does the same for the files that it adds.)
+    if new && let Some(owner) = path.parent().and_then(|folder| std::fs::metadata(folder).ok()) {
+        let mine = file.metadata().map_err(failed)?;
+        if mine.uid() == 0 && owner.uid() != 0 {
+            std::os::unix::fs::fchown(&file, Some(owner.uid()), Some(owner.gid())).map_err(failed)?;
+        }
+    }
+    Ok(())
 }
 
 /// The schema's history; rows are only ever added to the list.

@@ -191,7 +191,7 @@ pub struct Queued {
 }
 
 /// How much of a mailbox's mail is where.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
     /// Messages for which an attempt is still to come or under way.
     pub waiting: u64,

@@ -1,1 +1,371 @@
+//! The store on a real SQLite file.
 
+use super::*;
+use crate::failure::Class;
+use crate::message::Envelope;
+use crate::routing::Rule;
+use secrecy::{ExposeSecret, SecretString};
+use std::os::unix::fs::PermissionsExt;
+use tokio::task::JoinHandle;
+
+struct Opened {
+    store: Store,
+    writing: JoinHandle<()>,
+    config: Config,
+    _folder: tempfile::TempDir,
+}
+
+async fn open() -> Opened {
+    let folder = tempfile::tempdir().unwrap();
+    let config = Config {
+        path: folder.path().join("deeper/relay.db"),
+    };
+    let (store, writer) = Store::open(&config).await.unwrap();
+    Opened {
+        store,
+        writing: tokio::spawn(writer.run()),
+        config,
+        _folder: folder,
+    }
+}
+
+impl Opened {
+    /// Ends this process's use of the store, then opens it again.
+    async fn reopen(self) -> Self {
+        self.store.close().await;
+        self.writing.await.unwrap();
+        let (store, writer) = Store::open(&self.config).await.unwrap();
+        Self {
+            store,
+            writing: tokio::spawn(writer.run()),
+            ..self
+        }
+    }
+}
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(1_800_000_000 + second).unwrap()
+}
+
+fn john() -> Address {
+    Address::normalise("john@example.com").unwrap()
+}
+
+fn message(store: &Store, recipients: &[&str]) -> NewMessage {
+    NewMessage {
+        id: store.next_id(at(0)),
+        received_at: at(0),
+        envelope: Envelope {
+            mail_from: "bounce@example.com".to_owned(),
+            recipients: recipients.iter().map(ToString::to_string).collect(),
+            smtputf8: false,
+        },
+        eight_bit: true,
+        header_from: Some("John <john@example.com>".to_owned()),
+        message_id: Some("<1@odoo>".to_owned()),
+        mailbox: john(),
+        rule: Rule::Address,
+        new_from: None,
+        content: bytes::Bytes::from_static(b"From: john\r\n\r\nbody\r\n"),
+    }
+}
+
+#[tokio::test]
+async fn an_accepted_message_survives_and_is_due() {
+    let opened = open().await;
+    let new = message(&opened.store, &["a@x.test", "b@x.test"]);
+    let id = new.id;
+    opened.store.accept(new).await.unwrap();
+    let opened = opened.reopen().await;
+    let due = opened.store.due(&john(), at(0), 10).await.unwrap();
+    assert_eq!(due.len(), 1);
+    assert_eq!(
+        (due[0].id, due[0].attempts, due[0].eight_bit, due[0].size),
+        (id, 0, true, 20)
+    );
+    assert_eq!(due[0].recipients[1].address, "b@x.test");
+    assert_eq!(
+        opened.store.content(id).await.unwrap().unwrap(),
+        b"From: john\r\n\r\nbody\r\n"
+    );
+    assert!(
+        opened.store.next_id(at(-100)) > id,
+        "ids grow over a restart and a clock that jumps back"
+    );
+}
+
+#[tokio::test]
+async fn the_file_is_private_and_its_folder_is_made() {
+    let opened = open().await;
+    opened
+        .store
+        .accept(message(&opened.store, &["a@x.test"]))
+        .await
+        .unwrap();
+    let folder = opened.config.path.parent().unwrap();
+    assert_eq!(
+        std::fs::metadata(folder).unwrap().permissions().mode() & 0o777,
+        0o700
+    );
+    let files: Vec<_> = std::fs::read_dir(folder).unwrap().map(Result::unwrap).collect();
+    assert!(files.len() >= 2, "the database and its log");
+    for file in files {
+        assert_eq!(
+            file.metadata().unwrap().permissions().mode() & 0o777,
+            0o600,
+            "{:?}",
+            file.path()
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_attempt_is_booked_once_and_settled() {
+    let opened = open().await;
+    let store = &opened.store;
+    let new = message(store, &["a@x.test", "b@x.test"]);
+    let id = new.id;
+    store.accept(new).await.unwrap();
+    store.book(id, at(1)).await.unwrap();
+    assert!(
+        store.due(&john(), at(9), 10).await.unwrap().is_empty(),
+        "being sent"
+    );
+    assert!(
+        store.book(id, at(1)).await.is_err(),
+        "a second worker must not send it as well"
+    );
+
+    let recipient = |address: &str, state| Recipient {
+        address: address.to_owned(),
+        state,
+        reply: None,
+    };
+    let settlement = Settlement {
+        id,
+        at: at(2),
+        recipients: vec![
+            recipient("a@x.test", RecipientState::Sent),
+            recipient("b@x.test", RecipientState::Waiting),
+        ],
+        class: Some(Class::Transient),
+        code: "451".to_owned(),
+        reply: "later".to_owned(),
+        next: Next::Again {
+            at: at(60),
+            unknown: false,
+        },
+    };
+    store.settle(settlement.clone()).await.unwrap();
+    assert!(store.due(&john(), at(59), 10).await.unwrap().is_empty());
+    assert_eq!(store.next_due(&john()).await.unwrap(), Some(at(60)));
+    let due = store.due(&john(), at(60), 10).await.unwrap();
+    assert_eq!(due[0].recipients, settlement.recipients);
+    assert_eq!(due[0].attempts, 1);
+
+    store.book(id, at(61)).await.unwrap();
+    store
+        .settle(Settlement {
+            at: at(62),
+            next: Next::Failed,
+            ..settlement.clone()
+        })
+        .await
+        .unwrap();
+    let queued = store.queued(None, 10).await.unwrap();
+    assert_eq!(queued[0].state, QueuedState::Failed);
+    let outcomes: Vec<_> = queued[0]
+        .attempts
+        .iter()
+        .map(|attempt| attempt.outcome.as_deref())
+        .collect();
+    assert_eq!(outcomes, [Some("deferred"), Some("failed")]);
+    assert_eq!(
+        store.totals().await.unwrap()[0].1,
+        Totals {
+            waiting: 0,
+            failed: 1,
+            oldest: None
+        }
+    );
+
+    store
+        .settle(Settlement {
+            next: Next::Done,
+            ..settlement
+        })
+        .await
+        .unwrap();
+    assert_eq!(
+        store.content(id).await.unwrap(),
+        None,
+        "a message that is done leaves nothing behind"
+    );
+    assert!(store.attempts(id).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn an_interrupted_attempt_is_unknown_after_the_restart() {
+    let opened = open().await;
+    let new = message(&opened.store, &["a@x.test"]);
+    let id = new.id;
+    opened.store.accept(new).await.unwrap();
+    opened.store.book(id, at(1)).await.unwrap();
+    let opened = opened.reopen().await;
+    assert!(opened.store.due(&john(), at(5), 10).await.unwrap().is_empty());
+    opened.store.recover(at(5)).await.unwrap();
+    assert_eq!(opened.store.due(&john(), at(5), 10).await.unwrap()[0].id, id);
+    let attempts = opened.store.attempts(id).await.unwrap();
+    assert_eq!(attempts[0].outcome.as_deref(), Some("unknown"));
+}
+
+#[tokio::test]
+async fn one_bad_write_does_not_fail_the_others_of_its_commit() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = Config {
+        path: folder.path().join("relay.db"),
+    };
+    let (store, writer) = Store::open(&config).await.unwrap();
+    let twice = message(&store, &["a@x.test"]);
+    let other = message(&store, &["b@x.test"]);
+    // Handed in before the writer runs: so they share its first commit.
+    let writes = tokio::spawn({
+        let store = store.clone();
+        async move {
+            tokio::join!(
+                store.accept(twice.clone()),
+                store.accept(twice),
+                store.accept(other)
+            )
+        }
+    });
+    while store.writes.capacity() > store.writes.max_capacity() - 3 {
+        tokio::task::yield_now().await;
+    }
+    let writing = tokio::spawn(writer.run());
+    let (first, second, third) = writes.await.unwrap();
+    assert!(
+        first.is_ok() && second.is_err() && third.is_ok(),
+        "{first:?} {second:?} {third:?}"
+    );
+    assert_eq!(store.due(&john(), at(0), 10).await.unwrap().len(), 2);
+    store.close().await;
+    writing.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_rotated_token_replaces_the_last_one_but_never_a_newer_consent() {
+    let opened = open().await;
+    let token = |secret: &str, consented: i64| StoredToken {
+        tenant: "t".to_owned(),
+        client_id: "c".to_owned(),
+        refresh_token: SecretString::from(secret),
+        consented_at: at(consented),
+        refreshed_at: None,
+    };
+    let store = &opened.store;
+    let mut changes = store.changes().await.unwrap();
+    changes.seen().await.unwrap();
+    assert!(!changes.seen().await.unwrap());
+    store.keep_token(&john(), token("first", 0)).await.unwrap();
+    assert!(changes.seen().await.unwrap());
+    store.keep_token(&john(), token("rotated", 0)).await.unwrap();
+    store
+        .keep_token(&john(), token("consented anew", 10))
+        .await
+        .unwrap();
+    store
+        .keep_token(&john(), token("rotation of the old one, late", 0))
+        .await
+        .unwrap();
+    let kept = store.token(&john()).await.unwrap().unwrap();
+    assert_eq!(kept.refresh_token.expose_secret(), "consented anew");
+    assert_eq!(store.consents().await.unwrap(), [(john(), at(10))]);
+}
+
+#[tokio::test]
+async fn the_ledger_remembers_what_was_found_and_what_was_pushed() {
+    let opened = open().await;
+    let store = &opened.store;
+    let mark = Mark {
+        uidvalidity: 7,
+        uid: 12,
+    };
+    assert_eq!(store.mark(&john(), "INBOX").await.unwrap(), None);
+    store
+        .found(&john(), "INBOX", mark, vec![12, 10], at(0))
+        .await
+        .unwrap();
+    store
+        .found(&john(), "INBOX", mark, vec![12], at(1))
+        .await
+        .unwrap();
+    assert_eq!(store.mark(&john(), "INBOX").await.unwrap(), Some(mark));
+    let open_uids = async |now| -> Vec<u32> {
+        store
+            .to_push(&john(), "INBOX", 7, now, 10)
+            .await
+            .unwrap()
+            .iter()
+            .map(|received| received.uid)
+            .collect()
+    };
+    assert_eq!(open_uids(at(0)).await, [10, 12]);
+
+    let id = Some("<m@x>".to_owned());
+    let note = async |uid, state, next| {
+        store
+            .note_push(&john(), "INBOX", 7, uid, state, id.clone(), None, next, at(2))
+            .await
+            .unwrap();
+    };
+    note(10, PushState::Pushing, at(2)).await;
+    let pushing = store.to_push(&john(), "INBOX", 7, at(2), 1).await.unwrap();
+    assert_eq!((pushing[0].state, pushing[0].tries), (PushState::Pushing, 1));
+    assert!(!store.was_pushed(&john(), "<m@x>").await.unwrap());
+    note(10, PushState::Done, at(2)).await;
+    assert!(store.was_pushed(&john(), "<m@x>").await.unwrap());
+    note(12, PushState::Refused, at(100)).await;
+    assert!(
+        open_uids(at(99)).await.is_empty(),
+        "a refused one waits for its time"
+    );
+    assert_eq!(open_uids(at(100)).await, [12]);
+    let line = &store.inboxes().await.unwrap()[0];
+    assert_eq!((line.waiting, line.refused, line.pushed), (0, 1, 1));
+}
+
+#[tokio::test]
+async fn a_store_that_cannot_be_made_says_which_and_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("file"), "x").unwrap();
+    let config = Config {
+        path: folder.path().join("file/relay.db"),
+    };
+    let error = Store::open(&config).await.unwrap_err().to_string();
+    assert!(
+        error.contains("file/relay.db") && error.contains("[store] url"),
+        "{error}"
+    );
+    let text = folder.path().join("text.db");
+    std::fs::write(
+        &text,
+        "this is no database, but long enough to be looked at as one".repeat(30),
+    )
+    .unwrap();
+    assert!(matches!(
+        Store::open(&Config { path: text }).await,
+        Err(Error::Open { .. } | Error::Migrate { .. })
+    ));
+}
+
+#[test]
+fn queue_ids_read_back() {
+    for id in [0, 31, 32, 1_800_000_000_000_000, i64::MAX] {
+        assert_eq!(QueueId(id).to_string().parse(), Ok(QueueId(id)));
+    }
+    assert_eq!("1h7k".parse(), "1H7K".parse::<QueueId>());
+    for wrong in ["", "U", "zzzzzzzzzzzzzzzzzzzz", "1-2", "ä"] {
+        assert!(wrong.parse::<QueueId>().is_err(), "{wrong}");
+    }
+}

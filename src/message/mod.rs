@@ -1,0 +1,275 @@
+//! A message: its SMTP envelope, the few header fields the relay reads, and the one it may rewrite.
+//!
+//! The relay passes a message on byte for byte. Only the From field may change, so the header section is scanned in
+//! place here instead of being parsed into a tree and written out again.
+
+use memchr::memchr;
+
+use crate::address::list;
+
+mod encoded_word;
+#[cfg(test)]
+mod tests;
+
+/// The longest line a message may have, in octets without its line end, is 998 (RFC 5322 section 2.1.1). A token that
+/// cannot be folded stays under this, which leaves room for the field name.
+const LONGEST_TOKEN: usize = 900;
+/// Where a header line is folded, in octets (RFC 5322 section 2.1.1).
+const PREFERRED_LINE: usize = 78;
+
+/// The SMTP envelope (RFC 5321 section 2.3.1). Recipients come from RCPT only: to Odoo, To may name people who are not
+/// to get the message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Envelope {
+    /// The reverse-path without its angle brackets; empty for the null reverse-path.
+    pub mail_from: String,
+    /// The forward-paths without their angle brackets, in the order of the RCPT commands.
+    pub recipients: Vec<String>,
+    /// The client asked for SMTPUTF8 (RFC 6531): addresses or header fields are not all ASCII.
+    pub smtputf8: bool,
+}
+
+/// What the relay reads from a message. Nothing is parsed until it is asked for, so a huge header section takes linear
+/// time and no memory.
+#[derive(Clone, Copy)]
+pub struct HeaderView<'a> {
+    raw: &'a [u8],
+}
+
+impl<'a> HeaderView<'a> {
+    /// A view of a whole message, which may be malformed in any way. The header section ends at the first blank line,
+    /// or at the first line that can be no header field, or with the message.
+    pub fn parse(raw: &'a [u8]) -> Self {
+        Self { raw }
+    }
+
+    /// The text of the From fields (RFC 5322 section 3.6.2), unfolded, RFC 2047 words decoded; several fields are
+    /// joined by a comma. `None` if there is no From field.
+    ///
+    /// A decoded word is put in quotes: what it says belongs to the display name, even if it holds a comma or looks
+    /// like an address. Control characters become spaces.
+    pub fn from(&self) -> Option<String> {
+        let values: Vec<_> = self
+            .fields("From")
+            .map(|field| encoded_word::decode(&field.text()))
+            .collect();
+        (!values.is_empty()).then(|| values.join(", "))
+    }
+
+    /// The Message-ID (RFC 5322 section 3.6.4) with its angle brackets; the field's whole text if it has none. `None`
+    /// if it is absent or blank.
+    pub fn message_id(&self) -> Option<String> {
+        let text = self.fields("Message-ID").next()?.text();
+        let bracketed = text.find('<').and_then(|start| {
+            let end = start + text.get(start..)?.find('>')?;
+            text.get(start..=end)
+        });
+        Some(bracketed.unwrap_or(&text))
+            .filter(|id| !id.is_empty())
+            .map(str::to_owned)
+    }
+
+    /// Whether header or body holds bytes of 0x80 and above, so that the next hop needs 8BITMIME (RFC 6152).
+    pub fn is_8bit(&self) -> bool {
+        !self.raw.is_ascii()
+    }
+
+    fn fields(&self, name: &'static str) -> impl Iterator<Item = Field<'a>> {
+        Fields::new(self.raw).filter(move |field| field.name.eq_ignore_ascii_case(name.as_bytes()))
+    }
+}
+
+/// The message with its From set to `from`, in decoded form like [`HeaderView::from`] gives it (`"Jürgen" <a@b.test>`);
+/// every other byte is kept.
+///
+/// The spelling of the field name is kept. If there are several From fields, the first is replaced and the others are
+/// dropped. If there is none, it is inserted at the top: that is right wherever and however the header section ends.
+///
+/// Names that are not ASCII are encoded (RFC 2047), lines are folded, and control characters become spaces, so nothing
+/// in `from` can add a field. An address that is not ASCII stays as it is (RFC 6532; it has no other form).
+pub fn with_from(raw: &[u8], from: &str) -> Vec<u8> {
+    let mut message = Vec::with_capacity(raw.len() + from.len() + 64);
+    let mut replaced = false;
+    let mut kept = 0;
+    for field in HeaderView::parse(raw).fields("From") {
+        message.extend_from_slice(raw.get(kept..field.start).unwrap_or_default());
+        kept = field.end;
+        if !replaced {
+            let end = line_end(field.raw);
+            push_from(
+                &mut message,
+                field.name,
+                from,
+                if end == b"\n" { end } else { b"\r\n" },
+            );
+            message.extend_from_slice(end);
+            replaced = true;
+        }
+    }
+    if !replaced {
+        let first_line = raw
+            .get(..memchr(b'\n', raw).map_or(0, |at| at + 1))
+            .unwrap_or_default();
+        let end: &[u8] = if line_end(first_line) == b"\n" {
+            b"\n"
+        } else {
+            b"\r\n"
+        };
+        push_from(&mut message, b"From", from, end);
+        message.extend_from_slice(end);
+        if Fields::new(raw).next().is_none() && !is_blank(first_line) {
+            // The body begins at once. It must not become a part of the header section.
+            message.extend_from_slice(end);
+        }
+    }
+    message.extend_from_slice(raw.get(kept..).unwrap_or_default());
+    message
+}
+
+/// Writes the field without its last line end.
+fn push_from(message: &mut Vec<u8>, name: &[u8], from: &str, line_end: &[u8]) {
+    message.extend_from_slice(name);
+    message.push(b':');
+    let mut length = name.len() + 1;
+    for (count, token) in from_tokens(from).iter().enumerate() {
+        // The first token stays beside the field name: a line of white space alone is obsolete syntax.
+        if count > 0 && length + 1 + token.len() > PREFERRED_LINE {
+            message.extend_from_slice(line_end);
+            length = 0;
+        }
+        message.push(b' ');
+        message.extend_from_slice(token.as_bytes());
+        length += 1 + token.len();
+    }
+}
+
+/// The From's value as tokens between which a line may be folded.
+fn from_tokens(from: &str) -> Vec<String> {
+    let from = without_controls(from);
+    let mailboxes = list::mailboxes(&from);
+    if mailboxes.is_empty() || mailboxes.iter().any(|(_, spec)| spec.len() > LONGEST_TOKEN) {
+        return if fits_as_it_is(&from) {
+            vec![from]
+        } else {
+            encoded_word::encode(&from)
+        };
+    }
+    let mut tokens: Vec<String> = Vec::new();
+    for (name, spec) in mailboxes {
+        if let Some(last) = tokens.last_mut() {
+            last.push(',');
+        }
+        if name.is_empty() {
+            tokens.push(spec);
+        } else {
+            let quoted = list::quote(&name);
+            if fits_as_it_is(&quoted) {
+                tokens.push(quoted)
+            } else {
+                tokens.extend(encoded_word::encode(&name))
+            }
+            tokens.push(format!("<{spec}>"));
+        }
+    }
+    tokens
+}
+
+/// ASCII, short, and nothing in it could be taken for an encoded word.
+fn fits_as_it_is(text: &str) -> bool {
+    text.is_ascii() && text.len() <= LONGEST_TOKEN && !text.contains("=?")
+}
+
+fn without_controls(text: &str) -> String {
+    text.replace(char::is_control, " ").trim().to_owned()
+}
+
+/// One header field with its continuation lines (RFC 5322 section 2.2).
+struct Field<'a> {
+    /// Without the obsolete white space before the colon.
+    name: &'a [u8],
+    /// What stands behind the colon, line ends and all.
+    value: &'a [u8],
+    /// Name, value and line end.
+    raw: &'a [u8],
+    /// Where `raw` lies in the message.
+    start: usize,
+    end: usize,
+}
+
+impl Field<'_> {
+    /// The value as text: unfolded (RFC 5322 section 2.2.3), trimmed, without control characters. Bytes that are not
+    /// UTF-8 are taken as windows-1252, which is what unlabelled text most often is.
+    fn text(&self) -> String {
+        let unfolded: Vec<u8> = self
+            .value
+            .iter()
+            .copied()
+            .filter(|byte| !matches!(byte, b'\r' | b'\n'))
+            .collect();
+        let text =
+            String::from_utf8(unfolded).unwrap_or_else(|error| encoded_word::windows_1252(error.as_bytes()));
+        without_controls(&text)
+    }
+}
+
+/// The fields of a header section.
+struct Fields<'a> {
+    raw: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Fields<'a> {
+    fn new(raw: &'a [u8]) -> Self {
+        Self { raw, at: 0 }
+    }
+
+    fn line_at(&self, at: usize) -> &'a [u8] {
+        let rest = self.raw.get(at..).unwrap_or_default();
+        rest.get(..memchr(b'\n', rest).map_or(rest.len(), |end| end + 1))
+            .unwrap_or_default()
+    }
+}
+
+impl<'a> Iterator for Fields<'a> {
+    type Item = Field<'a>;
+
+    fn next(&mut self) -> Option<Field<'a>> {
+        let start = self.at;
+        let first = self.line_at(start);
+        let colon = memchr(b':', first)?;
+        let name = first.get(..colon)?.trim_ascii_end();
+        if name.is_empty() || !name.iter().all(u8::is_ascii_graphic) {
+            return None;
+        }
+        let mut end = start + first.len();
+        loop {
+            let line = self.line_at(end);
+            if !matches!(line.first(), Some(b' ' | b'\t')) {
+                break;
+            }
+            end += line.len();
+        }
+        self.at = end;
+        Some(Field {
+            name,
+            value: self.raw.get(start + colon + 1..end)?,
+            raw: self.raw.get(start..end)?,
+            start,
+            end,
+        })
+    }
+}
+
+fn line_end(line: &[u8]) -> &'static [u8] {
+    if line.ends_with(b"\r\n") {
+        b"\r\n"
+    } else if line.ends_with(b"\n") {
+        b"\n"
+    } else {
+        b""
+    }
+}
+
+fn is_blank(line: &[u8]) -> bool {
+    line == b"\r\n" || line == b"\n"
+}
