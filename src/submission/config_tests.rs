@@ -3,7 +3,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use secrecy::ExposeSecret as _;
 
 use super::*;
-use crate::section::{Mistake, parse};
+use crate::section::{Mistake, Parsed, parse};
 
 /// A folder with a password file, a certificate and its key.
 fn folder() -> tempfile::TempDir {
@@ -30,9 +30,10 @@ fn folder() -> tempfile::TempDir {
 fn read(text: &str) -> (Config, Vec<Mistake>) {
     let folder = folder();
     let text = format!("[submission]\n{text}");
-    parse(&text, folder.path(), None, |root| {
+    let Parsed { value, mistakes, .. } = parse(&text, folder.path(), None, |root| {
         root.section("submission", Config::read)
-    })
+    });
+    (value, mistakes)
 }
 
 const USER: &str = "user = \"odoo\"\npassword_file = \"password\"\n";

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use tokio::sync::watch;
 
 use super::reply::Reply;
 use crate::failure::chain;
@@ -18,17 +17,20 @@ const NAMED: usize = 3;
 /// Characters of a From that are logged.
 const FROM: usize = 200;
 
-/// Routes and stores messages. Clones share the store and follow the same routes.
+/// Routes and stores messages. Clones share the routes and the store.
 #[derive(Clone)]
 pub struct Intake {
-    routes: watch::Receiver<Arc<Routes>>,
+    routes: Arc<Routes>,
     store: Store,
 }
 
 impl Intake {
-    /// `routes` may change while the server runs: each message goes by those that hold when it is complete.
-    pub fn new(routes: watch::Receiver<Arc<Routes>>, store: Store) -> Self {
-        Self { routes, store }
+    /// `routes`: which mailbox a From goes out through.
+    pub fn new(routes: Routes, store: Store) -> Self {
+        Self {
+            routes: Arc::new(routes),
+            store,
+        }
     }
 
     /// Takes a message that was received `now`. The answer is 250 only once the store has committed it.
@@ -39,8 +41,7 @@ impl Intake {
         let header_from = header.from();
         let message_id = header.message_id();
         let eight_bit = header.is_8bit();
-        let routes = Arc::clone(&self.routes.borrow());
-        let route = match routes.route(header_from.as_deref()) {
+        let route = match self.routes.route(header_from.as_deref()) {
             Ok(route) => route,
             Err(no_mailbox) => {
                 let reply = Reply::new(554, "5.3.5", no_mailbox.to_string());

@@ -63,43 +63,65 @@ struct Shared {
     stop: CancellationToken,
 }
 
-/// Serves until `stop` is cancelled and every session has ended; a session ends then as soon as the message in hand is
-/// stored and answered. Dropping this future ends all sessions at once: nothing that was answered with 250 is lost.
-///
-/// # Errors
-/// A socket on which it would not be safe to listen; see [`Config::read`].
-pub async fn serve(
+/// The server, before it runs.
+pub struct Listener {
     listeners: Vec<TcpListener>,
-    config: &Config,
+    offer: Arc<Offer>,
+    tls: Option<TlsAcceptor>,
     intake: Intake,
-    stop: CancellationToken,
-) -> Result<(), Error> {
-    for listener in &listeners {
-        let address = listener.local_addr().map_err(Error::Address)?;
-        if !config.may_listen(&address) {
-            return Err(Exposed(address).into());
+}
+
+impl Listener {
+    /// A server on these sockets.
+    ///
+    /// # Errors
+    /// A socket on which it would not be safe to listen; [`Config::read`] has looked at the addresses in the file, but
+    /// sockets may also come from elsewhere.
+    pub fn new(config: &Config, listeners: Vec<TcpListener>, intake: Intake) -> Result<Self, Error> {
+        for listener in &listeners {
+            let address = listener.local_addr().map_err(Error::Address)?;
+            if !config.may_listen(&address) {
+                return Err(Exposed(address).into());
+            }
         }
+        let offer = Arc::new(Offer {
+            host: HOST.to_owned(),
+            max_message_size: config.max_message_size,
+            credentials: config.credentials.clone(),
+            tls: config.tls.is_some(),
+        });
+        Ok(Self {
+            listeners,
+            offer,
+            tls: config.tls.clone().map(TlsAcceptor::from),
+            intake,
+        })
     }
-    let offer = Arc::new(Offer {
-        host: HOST.to_owned(),
-        max_message_size: config.max_message_size,
-        credentials: config.credentials.clone(),
-        tls: config.tls.is_some(),
-    });
-    let shared = Arc::new(Shared {
-        offer,
-        tls: config.tls.clone().map(TlsAcceptor::from),
-        intake,
-        stop,
-    });
-    let places = Arc::new(Semaphore::new(SESSIONS));
-    join_all(
-        listeners
-            .iter()
-            .map(|listener| accept(listener, &shared, &places)),
-    )
-    .await;
-    Ok(())
+
+    /// Serves until `stop` is cancelled and every session has ended; a session ends then as soon as the message in hand
+    /// is stored and answered. Dropping this future ends all sessions at once: nothing that was answered with 250 is
+    /// lost.
+    pub async fn run(self, stop: CancellationToken) {
+        let Self {
+            listeners,
+            offer,
+            tls,
+            intake,
+        } = self;
+        let shared = Arc::new(Shared {
+            offer,
+            tls,
+            intake,
+            stop,
+        });
+        let places = Arc::new(Semaphore::new(SESSIONS));
+        join_all(
+            listeners
+                .iter()
+                .map(|listener| accept(listener, &shared, &places)),
+        )
+        .await;
+    }
 }
 
 async fn accept(listener: &TcpListener, shared: &Arc<Shared>, places: &Arc<Semaphore>) {
@@ -364,3 +386,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 #[cfg(test)]
 #[path = "listener_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "listener_tls_tests.rs"]
+mod tls_tests;

@@ -1,24 +1,19 @@
-use rustls_pki::ServerName;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::pki_types as rustls_pki;
-use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use super::*;
 use crate::address::Address;
 use crate::routing::{Candidate, Routes, Rule};
 use crate::store::{self, Queued, Store};
-use crate::submission::auth::Credentials;
 
 const MESSAGE: &str = "From: Ann <ann@example.com>\r\nMessage-Id: <1@example.com>\r\n\r\n.dot\r\nbody\r\n";
 /// The message as it goes over the wire, with its end.
-const WIRE: &str = "From: Ann <ann@example.com>\r\nMessage-Id: <1@example.com>\r\n\r\n..dot\r\nbody\r\n.\r\n";
+pub(super) const WIRE: &str =
+    "From: Ann <ann@example.com>\r\nMessage-Id: <1@example.com>\r\n\r\n..dot\r\nbody\r\n.\r\n";
 /// Longer than anything here takes; a test that runs into it fails.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-fn config() -> Config {
+pub(super) fn config() -> Config {
     Config {
         listen: Vec::new(),
         max_message_size: 10_000,
@@ -27,44 +22,45 @@ fn config() -> Config {
     }
 }
 
-fn routes(mailboxes: &[&str]) -> Arc<Routes> {
+fn routes(mailboxes: &[&str]) -> Routes {
     let candidates = mailboxes.iter().map(|mailbox| Candidate {
         mailbox: Address::normalise(mailbox).unwrap(),
         sequence: 10,
         filter: Some((*mailbox).to_owned()),
     });
-    Arc::new(Routes::new(candidates.collect(), None))
+    Routes::new(candidates.collect(), None)
 }
 
 /// A server with a store of its own.
-struct Relay {
+pub(super) struct Relay {
     address: SocketAddr,
     store: Store,
     writer: JoinHandle<()>,
-    routes: watch::Sender<Arc<Routes>>,
     stop: CancellationToken,
-    served: JoinHandle<Result<(), Error>>,
+    served: JoinHandle<()>,
     _folder: tempfile::TempDir,
 }
 
 impl Relay {
-    async fn start(config: Config) -> Self {
+    pub(super) async fn start(config: Config) -> Self {
+        Self::with_mailboxes(config, &["ann@example.com"]).await
+    }
+
+    async fn with_mailboxes(config: Config, mailboxes: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("relay.db");
         let (store, writer) = Store::open(&store::Config { path }).await.unwrap();
         let writer = tokio::spawn(writer.run());
-        let (routes, routes_seen) = watch::channel(routes(&["ann@example.com"]));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        let intake = Intake::new(routes_seen, store.clone());
-        let stopping = stop.clone();
-        let served = tokio::spawn(async move { serve(vec![listener], &config, intake, stopping).await });
+        let intake = Intake::new(routes(mailboxes), store.clone());
+        let listener = Listener::new(&config, vec![listener], intake).unwrap();
+        let served = tokio::spawn(listener.run(stop.clone()));
         Self {
             address,
             store,
             writer,
-            routes,
             stop,
             served,
             _folder: folder,
@@ -78,30 +74,30 @@ impl Relay {
     }
 
     /// A client that has said EHLO.
-    async fn greeted(&self) -> Client<TcpStream> {
+    pub(super) async fn greeted(&self) -> Client<TcpStream> {
         let mut client = self.connect().await;
         assert!(client.ask("EHLO me").await.starts_with("250-outlook-relay\n"));
         client
     }
 
-    async fn queue(&self) -> Vec<Queued> {
+    pub(super) async fn queue(&self) -> Vec<Queued> {
         self.store.queued(None, 100).await.unwrap()
     }
 }
 
 /// An SMTP client that only knows lines.
-struct Client<S> {
-    stream: BufReader<S>,
+pub(super) struct Client<S> {
+    pub(super) stream: BufReader<S>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
-    fn new(stream: S) -> Self {
+    pub(super) fn new(stream: S) -> Self {
         Self {
             stream: BufReader::new(stream),
         }
     }
 
-    async fn send(&mut self, bytes: &[u8]) {
+    pub(super) async fn send(&mut self, bytes: &[u8]) {
         self.stream.write_all(bytes).await.unwrap();
         self.stream.flush().await.unwrap();
     }
@@ -117,7 +113,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     }
 
     /// The next reply, its lines joined by LF; empty at the end of the stream.
-    async fn hear(&mut self) -> String {
+    pub(super) async fn hear(&mut self) -> String {
         let mut reply = String::new();
         loop {
             let line = self.hear_line().await;
@@ -128,7 +124,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         }
     }
 
-    async fn ask(&mut self, line: &str) -> String {
+    pub(super) async fn ask(&mut self, line: &str) -> String {
         self.send(format!("{line}\r\n").as_bytes()).await;
         self.hear().await
     }
@@ -139,13 +135,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
         assert!(self.ask("DATA").await.starts_with("354 "));
     }
 
-    async fn mail(&mut self, wire: &str) -> String {
+    pub(super) async fn mail(&mut self, wire: &str) -> String {
         self.begin().await;
         self.send(wire.as_bytes()).await;
         self.hear().await
     }
 
-    async fn is_closed(&mut self) -> bool {
+    pub(super) async fn is_closed(&mut self) -> bool {
         self.hear_line().await.is_empty()
     }
 }
@@ -305,24 +301,20 @@ async fn lines_without_measure() {
 
 #[tokio::test]
 async fn without_a_mailbox_or_a_store_the_refusal_says_so() {
-    let relay = Relay::start(config()).await;
-    let mut client = relay.greeted().await;
-    relay.routes.send(routes(&[])).unwrap();
-    let reply = client.mail(WIRE).await;
+    let relay = Relay::with_mailboxes(config(), &[]).await;
+    let reply = relay.greeted().await.mail(WIRE).await;
     assert!(
         reply.starts_with("554 5.3.5 ") && reply.contains("[[mailbox]]"),
         "{reply}"
     );
-    relay.routes.send(routes(&["bea@example.com"])).unwrap();
-    assert!(client.mail(WIRE).await.starts_with("250 "));
-    assert_eq!(relay.queue().await[0].mailbox.as_str(), "bea@example.com");
+    let relay = Relay::start(config()).await;
     relay.writer.abort();
-    let reply = client.mail(WIRE).await;
+    let reply = relay.greeted().await.mail(WIRE).await;
     assert!(
         reply.starts_with("452 4.3.1 ") && reply.contains("send the message again"),
         "{reply}"
     );
-    assert_eq!(relay.queue().await.len(), 1);
+    assert_eq!(relay.queue().await.len(), 0);
 }
 
 #[tokio::test]
@@ -360,7 +352,7 @@ async fn a_stop_waits_for_the_message_in_hand() {
     open.send(WIRE.as_bytes()).await;
     assert!(open.hear().await.starts_with("250 2.0.0 "));
     assert!(open.hear().await.starts_with("421 4.3.2 "));
-    timeout(DEADLINE, relay.served).await.unwrap().unwrap().unwrap();
+    timeout(DEADLINE, relay.served).await.unwrap().unwrap();
     assert_eq!(relay.store.queued(None, 10).await.unwrap().len(), 2);
 }
 
@@ -390,83 +382,9 @@ async fn too_many_connections_wait_for_a_place() {
 async fn strangers_are_not_listened_to() {
     let relay = Relay::start(config()).await;
     let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
-    let intake = Intake::new(relay.routes.subscribe(), relay.store.clone());
-    let served = serve(vec![listener], &config(), intake, CancellationToken::new()).await;
-    assert!(matches!(served, Err(Error::Exposed(_))), "{served:?}");
-}
-
-/// A server's and a client's side of TLS for `localhost`.
-fn tls() -> (Arc<ServerConfig>, TlsConnector) {
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let provider = Arc::new(tokio_rustls::rustls::crypto::aws_lc_rs::default_provider());
-    let key = rustls_pki::PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
-    let server = ServerConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![made.cert.der().clone()], key.into())
-        .unwrap();
-    let mut roots = RootCertStore::empty();
-    roots.add(made.cert.der().clone()).unwrap();
-    let client = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    (Arc::new(server), TlsConnector::from(Arc::new(client)))
-}
-
-#[tokio::test]
-async fn tls_and_a_password() {
-    let (server, connector) = tls();
-    let credentials = Credentials {
-        user: "odoo".to_owned(),
-        password: "open sesame".to_owned().into(),
-    };
-    let relay = Relay::start(Config {
-        tls: Some(server),
-        credentials: Some(credentials),
-        ..config()
-    })
-    .await;
-    let mut client = relay.greeted().await;
-    assert!(client.ask("MAIL FROM:<>").await.starts_with("530 5.7.0 "));
-    assert!(client.ask("STARTTLS").await.starts_with("220 2.0.0 "));
-    let name = ServerName::try_from("localhost").unwrap();
-    let mut client = Client::new(connector.connect(name, client.stream.into_inner()).await.unwrap());
-    let extensions = client.ask("EHLO me").await;
-    assert!(
-        !extensions.contains("STARTTLS") && extensions.contains("AUTH PLAIN LOGIN"),
-        "{extensions}"
-    );
-    assert!(
-        client
-            .ask("AUTH PLAIN AG9kb28Ad3Jvbmc=")
-            .await
-            .starts_with("535 5.7.8 ")
-    );
-    assert!(
-        client
-            .ask("AUTH PLAIN AG9kb28Ab3BlbiBzZXNhbWU=")
-            .await
-            .starts_with("235 2.7.0 ")
-    );
-    assert!(client.mail(WIRE).await.starts_with("250 2.0.0 "));
-    assert!(client.ask("QUIT").await.starts_with("221 "));
-    assert_eq!(relay.queue().await.len(), 1);
-}
-
-#[tokio::test]
-async fn commands_in_clear_behind_starttls_are_refused() {
-    let relay = Relay::start(Config {
-        tls: Some(tls().0),
-        ..config()
-    })
-    .await;
-    let mut client = relay.greeted().await;
-    client.send(b"STARTTLS\r\nMAIL FROM:<evil@x.test>\r\n").await;
-    assert!(client.hear().await.starts_with("421 4.7.0 "));
-    assert!(client.is_closed().await);
+    let intake = Intake::new(routes(&["ann@example.com"]), relay.store.clone());
+    let refused = Listener::new(&config(), vec![listener], intake).err();
+    assert!(matches!(refused, Some(Error::Exposed(_))), "{refused:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -26,6 +26,9 @@ use crate::failure::chain;
 use crate::section::{Section, Size};
 use auth::Credentials;
 
+pub use intake::Intake;
+pub use listener::Listener;
+
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 2525);
 /// Microsoft 365 takes 35 MB by default, and 150 MB where the administrator allows it.
 const DEFAULT_MAX_MESSAGE_SIZE: Size = Size(35 << 20);
