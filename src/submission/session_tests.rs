@@ -352,7 +352,7 @@ fn refused_addresses_never_close_the_connection_and_a_good_sender_clears_the_fau
     let mut session = local(offer());
     session.line(b"EHLO me");
     for _ in 0..30 {
-        session.line(b"BOO");
+        assert!(matches!(session.line(b"BOO"), Action::Reply(_)));
         assert_eq!(session.line(b"MAIL FROM:<a@x.test>").reply().code(), 250);
         assert_eq!(session.line(b"RCPT TO:<bad>").reply().code(), 501);
         assert_eq!(session.line(b"DATA").reply().code(), 554);
