@@ -150,6 +150,10 @@ impl Keeper {
                 let stored = stored.map_err(|error| store_failure(&error))?;
                 let stored = checked(stored, &mailbox)?;
                 self.tried_consent = self.tried_consent.max(Some(stored.consented_at));
+                // So that a look at an unchanged store finds nothing new.
+                self.slot
+                    .live
+                    .send_modify(|live| live.consented_at = live.consented_at.max(self.tried_consent));
                 Some(stored)
             }
         };

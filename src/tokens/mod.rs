@@ -272,4 +272,10 @@ impl Tokens {
 }
 
 #[cfg(test)]
+mod bed;
+#[cfg(test)]
+mod endpoint_tests;
+#[cfg(test)]
+mod scripted;
+#[cfg(test)]
 mod tests;
