@@ -9,4 +9,5 @@
 )]
 
 mod entra;
+mod imap;
 mod smtp;

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::support::client::{SmtpClient, message, xoauth2};
 use crate::support::entra::Entra;
+use crate::support::imap::Imap;
 use crate::support::script::Rule;
 use crate::support::smtp::{Fault, Smtp, Step};
 use crate::support::tls::Tls;
@@ -233,4 +234,25 @@ async fn pipelined_commands_and_chunks_are_understood() {
         assert_eq!(client.reply().await.unwrap().code, 250);
     }
     assert_eq!(*world.smtp.delivered()[0].data, b".\r\nok");
+}
+
+#[tokio::test]
+async fn a_submission_is_filed_in_sent_items() {
+    let world = world().await;
+    let imap = Imap::start(&world.tls, world.entra.check()).await;
+    world.smtp.set_hook(imap.sent_items());
+    world.smtp.fail_next(Step::AfterDot, Fault::KeepThenCut);
+    let mut client = world.login().await;
+    for line in ["MAIL FROM:<john@example.com>", "RCPT TO:<a@b.c>", "DATA"] {
+        client.cmd(line).await;
+    }
+    assert!(
+        client
+            .try_cmd("Message-Id: <x@test>\r\n\r\nHello\r\n.")
+            .await
+            .is_none()
+    );
+    let sent = imap.messages(JOHN, "Sent Items");
+    assert_eq!(sent.len(), 1, "the copy of a submission whose reply was lost");
+    assert!(sent[0].flags.contains("\\Seen"));
 }
