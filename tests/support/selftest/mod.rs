@@ -10,4 +10,5 @@
 
 mod entra;
 mod imap;
+mod odoo;
 mod smtp;
