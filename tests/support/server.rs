@@ -101,11 +101,8 @@ async fn accept<H, F>(
     }
 }
 
-/// A port of 127.0.0.1 that was free a moment ago, for programs that cannot be given port 0.
-pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
+/// Ports of 127.0.0.1 that were free a moment ago, for programs that cannot be given port 0.
+pub fn free_ports<const N: usize>() -> [u16; N] {
+    let listeners = [(); N].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap().port())
 }

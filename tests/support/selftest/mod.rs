@@ -11,4 +11,5 @@
 mod entra;
 mod imap;
 mod odoo;
+mod relay;
 mod smtp;
