@@ -13,6 +13,7 @@
 )]
 
 pub mod client;
+pub mod dovecot;
 pub mod entra;
 pub mod events;
 pub mod gauge;

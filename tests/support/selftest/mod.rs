@@ -8,6 +8,7 @@
     reason = "test code: a failure must stop the test"
 )]
 
+mod dovecot;
 mod entra;
 mod imap;
 mod odoo;
