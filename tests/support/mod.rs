@@ -15,10 +15,12 @@
 pub mod client;
 pub mod dovecot;
 pub mod entra;
+mod entra_session;
 pub mod events;
 pub mod gauge;
 pub mod http;
 pub mod imap;
+mod imap_commands;
 mod imap_data;
 mod imap_session;
 pub mod odoo;

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::client::{self, Reply};
@@ -189,10 +190,13 @@ impl Config {
             .unwrap_or_else(|error| panic!("{}: {error}", self.binary.display()));
         let log = Arc::new(Mutex::new(Vec::new()));
         let events = Events::default();
-        collect(child.stdout.take().unwrap(), Arc::clone(&log), events.clone());
-        collect(child.stderr.take().unwrap(), Arc::clone(&log), events.clone());
+        let readers = vec![
+            collect(child.stdout.take().unwrap(), Arc::clone(&log), events.clone()),
+            collect(child.stderr.take().unwrap(), Arc::clone(&log), events.clone()),
+        ];
         Relay {
             child,
+            readers,
             log,
             events,
             submission: self.submission,
@@ -254,6 +258,7 @@ impl Output {
 /// A running daemon. Dropping it kills it.
 pub struct Relay {
     child: Child,
+    readers: Vec<JoinHandle<()>>,
     log: Arc<Mutex<Vec<String>>>,
     events: Events,
     pub submission: SocketAddr,
@@ -269,8 +274,7 @@ impl Relay {
         let end = Instant::now() + SOON;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
-                // What it said last may still be on its way.
-                sleep(Duration::from_millis(100)).await;
+                self.read_to_end().await;
                 panic!("the relay has ended ({status}):\n{}", self.log().join("\n"));
             }
             if let Ok(stream) = TcpStream::connect(self.submission).await {
@@ -305,6 +309,7 @@ impl Relay {
     /// SIGKILL: no chance to tidy up. Comes back when the process is gone.
     pub async fn kill9(&mut self) {
         self.child.kill().await.unwrap();
+        self.read_to_end().await;
     }
 
     /// Sends a signal by its name: `TERM`, `HUP`, `STOP`, `CONT`.
@@ -329,11 +334,21 @@ impl Relay {
     /// Waits for the end, and gives the exit code.
     pub async fn exit_code(&mut self, deadline: Duration) -> Option<i32> {
         match timeout(deadline, self.child.wait()).await {
-            Ok(status) => status.unwrap().code(),
+            Ok(status) => {
+                self.read_to_end().await;
+                status.unwrap().code()
+            }
             Err(_) => panic!(
                 "the relay still runs after {deadline:?}:\n{}",
                 self.log().join("\n")
             ),
+        }
+    }
+
+    /// What an ended process said last may still be in the pipe.
+    async fn read_to_end(&mut self) {
+        for reader in self.readers.drain(..) {
+            timeout(SOON, reader).await.expect("the end of the log").unwrap();
         }
     }
 
@@ -367,7 +382,11 @@ impl Relay {
     }
 }
 
-fn collect(output: impl AsyncRead + Unpin + Send + 'static, log: Arc<Mutex<Vec<String>>>, events: Events) {
+fn collect(
+    output: impl AsyncRead + Unpin + Send + 'static,
+    log: Arc<Mutex<Vec<String>>>,
+    events: Events,
+) -> JoinHandle<()> {
     tokio::spawn(async move {
         let mut lines = BufReader::new(output).split(b'\n');
         while let Ok(Some(line)) = lines.next_segment().await {
@@ -375,7 +394,7 @@ fn collect(output: impl AsyncRead + Unpin + Send + 'static, log: Arc<Mutex<Vec<S
             events.emit(|| format!("relay: {line}"));
             log.lock().unwrap().push(line);
         }
-    });
+    })
 }
 
 /// The program as Cargo built it for these tests; for an example, which is not told, the one beside it.

@@ -1,6 +1,10 @@
 //! The scripted Exchange, met by a raw SMTP client.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::AsyncReadExt;
+use tokio::time::timeout;
 
 use crate::support::client::{SmtpClient, message, xoauth2};
 use crate::support::entra::Entra;
@@ -8,6 +12,7 @@ use crate::support::imap::Imap;
 use crate::support::script::Rule;
 use crate::support::smtp::{Fault, Smtp, Step};
 use crate::support::tls::Tls;
+use crate::support::wait::{SOON, until};
 
 const JOHN: &str = "john@example.com";
 const TO: &str = "customer@x.test";
@@ -255,4 +260,42 @@ async fn a_submission_is_filed_in_sent_items() {
     let sent = imap.messages(JOHN, "Sent Items");
     assert_eq!(sent.len(), 1, "the copy of a submission whose reply was lost");
     assert!(sent[0].flags.contains("\\Seen"));
+}
+
+#[tokio::test]
+async fn servers_babble_and_fall_silent() {
+    let world = world().await;
+    world.smtp.fail_next(Step::Banner, Fault::EndlessLine);
+    let mut stream = tokio::net::TcpStream::connect(world.smtp.addr()).await.unwrap();
+    let mut line = vec![0; 4 << 20];
+    stream.read_exact(&mut line).await.unwrap();
+    assert!(line.iter().all(|byte| *byte == b'x'), "the line has an end");
+    drop(stream);
+
+    world.smtp.fail_next(Step::Banner, Fault::Garbage);
+    let mut stream = tokio::net::TcpStream::connect(world.smtp.addr()).await.unwrap();
+    let mut first = [0; 2];
+    stream.read_exact(&mut first).await.unwrap();
+    assert_eq!(first, [0, 0xff]);
+
+    let mut client = world.login().await;
+    for (step, fault, kept) in [
+        (Step::AfterDot, Fault::KeepThenSilence, 1),
+        (Step::AfterDot, Fault::Silence, 1),
+        (Step::MidData, Fault::Silence, 1),
+    ] {
+        world.smtp.fail_next(step, fault);
+        {
+            let mut sending = std::pin::pin!(client.send(JOHN, &[TO], b"x\r\n"));
+            tokio::select! {
+                reply = &mut sending => panic!("{step:?} was answered: {reply:?}"),
+                () = until(SOON, "the fault used up", || world.smtp.pending() == 0) => {}
+            }
+            let silent = timeout(Duration::from_millis(200), sending).await;
+            assert!(silent.is_err(), "{step:?} was answered: {silent:?}");
+        }
+        until(SOON, "the message kept, or not", || world.smtp.count() == kept).await;
+        client = world.login().await;
+    }
+    assert_eq!(client.send(JOHN, &[TO], b"x\r\n").await.code, 250);
 }
