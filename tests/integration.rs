@@ -3,3 +3,6 @@
 #[path = "support/selftest/mod.rs"]
 mod selftest;
 mod support;
+
+#[path = "components/mod.rs"]
+mod components;

@@ -1,5 +1,14 @@
 //! Fetch: watches the inboxes over IMAP and pushes what arrives into Odoo, each message once.
 
+mod folder_name;
+mod in_hand;
+mod inbox;
+mod incoming;
+pub mod plan;
+pub mod session;
+
+pub use inbox::Inbox;
+
 use crate::section::Section;
 use std::time::Duration;
 

@@ -1,5 +1,12 @@
 //! Odoo: its mail settings, and its mail gateway, into which received mail is pushed.
 
+pub mod answers;
+mod gateway;
+pub mod xmlrpc;
+
+pub use answers::Taken;
+pub use gateway::{Gateway, Room};
+
 use crate::address::Address;
 use crate::routing;
 use crate::section::Section;

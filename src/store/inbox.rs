@@ -159,7 +159,8 @@ impl Store {
         .transpose()
     }
 
-    /// Enters the messages found, and moves the mark past them, together.
+    /// Enters the messages found, and moves the mark past them, together. Where the UIDVALIDITY is another than before,
+    /// what was still to be done under the old one is closed.
     ///
     /// # Errors
     /// The disk's; then the mark stands where it was.
@@ -330,6 +331,18 @@ pub(super) async fn apply(write: &InboxWrite, connection: &mut SqliteConnection)
             .bind(folder)
             .bind(i64::from(mark.uidvalidity))
             .bind(i64::from(mark.uid))
+            .bind(millis(*at))
+            .execute(&mut *connection)
+            .await?;
+            // With another UIDVALIDITY nothing that is still to be done can be found by its UID any more; what is
+            // still unread was found anew.
+            sqlx::query(
+                "UPDATE received SET state = 'gone', changed_at = $4 WHERE mailbox = $1 AND folder = $2 \
+                 AND uidvalidity <> $3 AND state <> 'done' AND state <> 'gone' AND state <> 'pushed'",
+            )
+            .bind(mailbox.as_str())
+            .bind(folder)
+            .bind(i64::from(mark.uidvalidity))
             .bind(millis(*at))
             .execute(&mut *connection)
             .await?;

@@ -369,3 +369,43 @@ fn queue_ids_read_back() {
         assert!(wrong.parse::<QueueId>().is_err(), "{wrong}");
     }
 }
+
+#[tokio::test]
+async fn another_uidvalidity_closes_what_was_open_under_the_old_one() {
+    let opened = open().await;
+    let store = &opened.store;
+    let (old, new) = (
+        Mark {
+            uidvalidity: 7,
+            uid: 12,
+        },
+        Mark {
+            uidvalidity: 8,
+            uid: 3,
+        },
+    );
+    store
+        .found(&john(), "INBOX", old, vec![10, 11, 12], at(0))
+        .await
+        .unwrap();
+    let id = Some("<m@x>".to_owned());
+    store
+        .note_push(&john(), "INBOX", 7, 10, PushState::Done, id, None, at(0), at(0))
+        .await
+        .unwrap();
+    store.found(&john(), "Other", old, vec![1], at(0)).await.unwrap();
+    store.found(&john(), "INBOX", new, vec![2], at(1)).await.unwrap();
+    let open = async |folder, uidvalidity| {
+        store
+            .to_push(&john(), folder, uidvalidity, at(1), 10)
+            .await
+            .unwrap()
+            .len()
+    };
+    assert_eq!(open("INBOX", 7).await, 0);
+    assert_eq!(open("INBOX", 8).await, 1);
+    assert_eq!(open("Other", 7).await, 1);
+    let line = &store.inboxes().await.unwrap()[0];
+    assert_eq!((line.waiting, line.pushed), (1, 1));
+    assert!(store.was_pushed(&john(), "<m@x>").await.unwrap());
+}

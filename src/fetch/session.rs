@@ -1,0 +1,382 @@
+//! One IMAP session (RFC 9051, as Exchange speaks it): TLS, XOAUTH2, and the few commands that watching a folder
+//! takes.
+//!
+//! The library only reads and writes here. Its own commands take a tagged NO for an empty success and know no timeouts,
+//! so every command is checked and timed by [`Session::command`].
+
+use crate::address::Address;
+use crate::failure::{Class, Failure, chain};
+use crate::microsoft::imap_replies::{self, Status, Step};
+use crate::section::HostPort;
+use async_imap::imap_proto::{AttributeValue, MailboxDatum, Response, ResponseCode, Status as Said};
+use async_imap::{Authenticator, Client};
+use futures_util::FutureExt;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::BufWriter;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{self, ClientConfig};
+
+/// How long connecting may take, and the TLS handshake.
+const CONNECT: Duration = Duration::from_secs(30);
+/// How long the greeting and any command but the next may take.
+const COMMAND: Duration = Duration::from_secs(60);
+/// How long fetching a message may take.
+const BODY: Duration = Duration::from_secs(300);
+/// How long LOGOUT may take: a courtesy.
+const LOGOUT: Duration = Duration::from_secs(5);
+
+/// A command goes out as one TLS record, not as three.
+type Stream = BufWriter<TlsStream<TcpStream>>;
+
+/// An authenticated session.
+pub struct Session {
+    imap: async_imap::Session<Stream>,
+    mailbox: Address,
+}
+
+/// A selected folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Folder {
+    /// RFC 9051 section 2.3.1.1: while it stays, a UID never means another message.
+    pub uidvalidity: u32,
+    /// The UID that the next message will have, or a higher one.
+    pub uidnext: u32,
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The server refused this command; the session goes on.
+    #[error("the server refused a command")]
+    Refused(#[source] Failure),
+    /// The session is over.
+    #[error("the session is over")]
+    Lost(#[source] Failure),
+}
+
+impl Error {
+    /// What went wrong.
+    pub fn into_failure(self) -> Failure {
+        match self {
+            Self::Refused(failure) | Self::Lost(failure) => failure,
+        }
+    }
+}
+
+impl Session {
+    /// Connects and signs in as the mailbox.
+    ///
+    /// # Errors
+    /// No connection, no TLS, a server that is not ready, or a login that it refuses
+    /// ([`imap_replies::LOGIN_REFUSED`]).
+    pub async fn open(
+        endpoint: &HostPort,
+        tls: Arc<ClientConfig>,
+        mailbox: &Address,
+        token: &str,
+    ) -> Result<Self, Failure> {
+        let stream = connect(endpoint, tls).await?;
+        let mut client = Client::new(BufWriter::new(stream));
+        let greeting = within(COMMAND, "the greeting", client.read_response()).await?;
+        match greeting
+            .map_err(|error| broken(&error))?
+            .as_ref()
+            .map(|greeting| greeting.parsed())
+        {
+            Some(Response::Data { status: Said::Ok, .. }) => {}
+            Some(Response::Data {
+                status: Said::Bye,
+                outcome,
+            }) => {
+                let text = outcome.information.as_deref().unwrap_or_default();
+                return Err(imap_replies::judge(
+                    Step::Greeting,
+                    Status::Bye,
+                    text,
+                    mailbox.as_str(),
+                ));
+            }
+            Some(_) => return Err(odd("the server's greeting is none")),
+            None => return Err(cut()),
+        }
+        let answer = format!("user={mailbox}\x01auth=Bearer {token}\x01\x01");
+        let signed_in = client.authenticate("XOAUTH2", Xoauth2 { answer: Some(answer) });
+        match within(COMMAND, "AUTHENTICATE", Box::pin(signed_in)).await? {
+            Ok(imap) => Ok(Self {
+                imap,
+                mailbox: mailbox.clone(),
+            }),
+            Err((error, _)) => Err(login_failure(&error, mailbox)),
+        }
+    }
+
+    /// Selects a folder, for reading and marking. Its counts are as of now: selecting again reads them anew.
+    ///
+    /// # Errors
+    /// A folder that is not there, or a session that is over.
+    pub async fn select(&mut self, folder: &str) -> Result<Folder, Error> {
+        let (mut uidvalidity, mut uidnext) = (None, None);
+        let command = format!("SELECT {}", super::folder_name::encode(folder));
+        self.command(Step::Select, &command, COMMAND, |response| {
+            if let Response::Data { outcome, .. } = response {
+                match outcome.code {
+                    Some(ResponseCode::UidValidity(number)) => uidvalidity = Some(number),
+                    Some(ResponseCode::UidNext(number)) => uidnext = Some(number),
+                    _ => {}
+                }
+            }
+        })
+        .await?;
+        match (uidvalidity, uidnext) {
+            (Some(uidvalidity), Some(uidnext)) => Ok(Folder { uidvalidity, uidnext }),
+            _ => Err(Error::Lost(odd("the server gave no UIDVALIDITY or no UIDNEXT"))),
+        }
+    }
+
+    /// The UIDs that a search finds, in the server's order. Only keys that need no quoting.
+    ///
+    /// # Errors
+    /// A search that the server refuses, or a session that is over.
+    pub async fn search(&mut self, key: &str) -> Result<Vec<u32>, Error> {
+        let mut found = Vec::new();
+        self.command(Step::Search, &format!("UID SEARCH {key}"), COMMAND, |response| {
+            if let Response::MailboxData(MailboxDatum::Search(uids)) = response {
+                found.extend_from_slice(uids);
+            }
+        })
+        .await?;
+        Ok(found)
+    }
+
+    /// A message's size in bytes, which Exchange only estimates; `None`: it is no longer there.
+    ///
+    /// # Errors
+    /// A message that the server cannot give, or a session that is over.
+    pub async fn size(&mut self, uid: u32) -> Result<Option<u64>, Error> {
+        let mut size = None;
+        let command = format!("UID FETCH {uid} (UID RFC822.SIZE)");
+        self.command(Step::Fetch, &command, COMMAND, |response| {
+            for attribute in attributes_of(uid, response) {
+                if let AttributeValue::Rfc822Size(number) = attribute {
+                    size = Some(u64::from(*number));
+                }
+            }
+        })
+        .await?;
+        Ok(size)
+    }
+
+    /// A message's bytes, leaving it unread; `None`: it is no longer there.
+    ///
+    /// # Errors
+    /// A message that the server cannot give, or a session that is over.
+    pub async fn body(&mut self, uid: u32) -> Result<Option<Vec<u8>>, Error> {
+        let mut body = None;
+        let command = format!("UID FETCH {uid} (UID BODY.PEEK[])");
+        self.command(Step::Fetch, &command, BODY, |response| {
+            for attribute in attributes_of(uid, response) {
+                if let AttributeValue::BodySection {
+                    section: None,
+                    data: Some(data),
+                    ..
+                } = attribute
+                {
+                    body = Some(data.to_vec());
+                }
+            }
+        })
+        .await?;
+        Ok(body)
+    }
+
+    /// Marks a message as read. That it is gone is no error.
+    ///
+    /// # Errors
+    /// A folder that may only be read, or a session that is over.
+    pub async fn mark_seen(&mut self, uid: u32) -> Result<(), Error> {
+        let command = format!("UID STORE {uid} +FLAGS.SILENT (\\Seen)");
+        self.command(Step::Store, &command, COMMAND, |_| ()).await
+    }
+
+    /// Says goodbye.
+    pub async fn logout(mut self) {
+        let goodbye = async {
+            self.imap.run_command("LOGOUT").await?;
+            while self.imap.read_response().await?.is_some() {}
+            Ok::<_, async_imap::error::Error>(())
+        };
+        // The connection is closed either way.
+        let _ = within(LOGOUT, "LOGOUT", goodbye).await;
+    }
+
+    /// Sends a command and hands every untagged response to `each`, until the tagged one says OK.
+    async fn command(
+        &mut self,
+        step: Step,
+        command: &str,
+        limit: Duration,
+        mut each: impl FnMut(&Response<'_>),
+    ) -> Result<(), Error> {
+        let (imap, mailbox) = (&mut self.imap, self.mailbox.as_str());
+        let work = async {
+            let sent = imap.run_command(command).await;
+            let tag = sent.map_err(|error| Error::Lost(failed(&error)))?;
+            loop {
+                let response = imap.read_response().await;
+                let response = response.map_err(|error| Error::Lost(broken(&error)))?;
+                let response = response.ok_or_else(|| Error::Lost(cut()))?;
+                let (status, outcome) = match response.parsed() {
+                    Response::Done {
+                        tag: of,
+                        status: Said::Ok,
+                        ..
+                    } if *of == tag => return Ok(()),
+                    Response::Done {
+                        tag: of,
+                        status: Said::No,
+                        outcome,
+                    } if *of == tag => (Status::No, outcome),
+                    Response::Done { tag: of, outcome, .. } if *of == tag => (Status::Bad, outcome),
+                    Response::Data {
+                        status: Said::Bye,
+                        outcome,
+                    } => (Status::Bye, outcome),
+                    untagged => {
+                        each(untagged);
+                        continue;
+                    }
+                };
+                let text = outcome.information.as_deref().unwrap_or_default();
+                let failure = imap_replies::judge(step, status, text, mailbox);
+                return Err(match (status, failure.class) {
+                    // What is about one message or its mark leaves the session as it was.
+                    (Status::No, Class::Message | Class::Administrator) => Error::Refused(failure),
+                    _ => Error::Lost(failure),
+                });
+            }
+        };
+        let verb: String = command
+            .split(' ')
+            .take_while(|word| word.len() > 2)
+            .take(2)
+            .collect::<Vec<_>>()
+            .join(" ");
+        within(limit, &verb, work).await.map_err(Error::Lost)?
+    }
+}
+
+/// The SASL mechanism XOAUTH2: the token answers the first challenge; the second one holds the reason of a refusal,
+/// which the server only ends after an empty answer.
+struct Xoauth2 {
+    answer: Option<String>,
+}
+
+impl Authenticator for Xoauth2 {
+    type Response = String;
+
+    fn process(&mut self, _challenge: &[u8]) -> Self::Response {
+        self.answer.take().unwrap_or_default()
+    }
+}
+
+async fn connect(endpoint: &HostPort, tls: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>, Failure> {
+    let name = ServerName::try_from(endpoint.host.clone()).map_err(|_| {
+        Failure::new(
+            Class::Administrator,
+            "imap",
+            format!("{} is no host name", endpoint.host),
+        )
+        .advise("set `imap` to the IMAP server's name and port")
+    })?;
+    let unreachable = |error: &std::io::Error| {
+        Failure::new(Class::Transient, "connect", format!("{endpoint}: {error}"))
+            .advise("check that this machine may connect there (firewall, proxy, DNS)")
+    };
+    let address = (endpoint.host.as_str(), endpoint.port);
+    let tcp = within(CONNECT, "connecting", TcpStream::connect(address)).await?;
+    let tcp = tcp.map_err(|error| unreachable(&error))?;
+    tcp.set_nodelay(true).map_err(|error| unreachable(&error))?;
+    let handshake = TlsConnector::from(tls).connect(name, tcp);
+    let stream = within(CONNECT, "the TLS handshake", Box::pin(handshake)).await?;
+    stream.map_err(|error| tls_failure(endpoint, &error))
+}
+
+fn tls_failure(endpoint: &HostPort, error: &std::io::Error) -> Failure {
+    let cause = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let reply = format!("{endpoint}: {}", chain(error));
+    if matches!(cause, Some(rustls::Error::InvalidCertificate(_))) {
+        Failure::new(Class::Administrator, "TLS", reply).advise(
+            "the server's certificate is not trusted: set `ca_file` to the root of whoever inspects TLS here, or \
+             correct `imap`",
+        )
+    } else {
+        Failure::new(Class::Transient, "TLS", reply)
+    }
+}
+
+/// Waits for `work`, but not for ever. The parser of responses can panic (imap-proto 0.17 cuts a text behind a response
+/// code at its second byte, which may lie inside a character); that is the server's odd answer, not our end.
+async fn within<T>(limit: Duration, what: &str, work: impl Future<Output = T>) -> Result<T, Failure> {
+    match tokio::time::timeout(limit, AssertUnwindSafe(work).catch_unwind()).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(_)) => Err(odd("the server's answer broke the parser")),
+        Err(_) => {
+            let reply = format!("no answer to {what} after {} s", limit.as_secs());
+            Err(Failure::new(Class::Transient, "timeout", reply))
+        }
+    }
+}
+
+fn attributes_of<'r, 'd>(uid: u32, response: &'r Response<'d>) -> &'r [AttributeValue<'d>] {
+    match response {
+        // The server may tell of other messages at any time.
+        Response::Fetch(_, attributes) if attributes.contains(&AttributeValue::Uid(uid)) => attributes,
+        _ => &[],
+    }
+}
+
+/// A refused login, by its text alone: the library shows the reply's `Debug` form.
+fn login_failure(error: &async_imap::error::Error, mailbox: &Address) -> Failure {
+    use async_imap::error::Error as Imap;
+    let (status, shown) = match error {
+        Imap::No(shown) => (Status::No, shown),
+        Imap::Bad(shown) => (Status::Bad, shown),
+        other => return failed(other),
+    };
+    let text = shown.split_once("info: Some(\"").map_or("", |(_, text)| text);
+    let text = text.strip_suffix("\")").unwrap_or(text);
+    imap_replies::judge(Step::Authenticate, status, text, mailbox.as_str())
+}
+
+fn failed(error: &async_imap::error::Error) -> Failure {
+    match error {
+        async_imap::error::Error::Io(error) => broken(error),
+        async_imap::error::Error::ConnectionLost => cut(),
+        _ => odd("the server's answer makes no sense"),
+    }
+}
+
+/// The text of an error of kind `Other` quotes what could not be parsed, which may be a message: it is not shown.
+fn broken(error: &std::io::Error) -> Failure {
+    if error.kind() == std::io::ErrorKind::Other {
+        odd("the server's answer cannot be parsed")
+    } else {
+        Failure::new(Class::Transient, "cut", error.to_string())
+    }
+}
+
+fn cut() -> Failure {
+    Failure::new(Class::Transient, "cut", "the server closed the connection")
+}
+
+fn odd(what: &str) -> Failure {
+    Failure::new(Class::Transient, "odd answer", what)
+}

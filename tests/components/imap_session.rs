@@ -1,0 +1,225 @@
+//! The IMAP session.
+
+use crate::support::client::message;
+use crate::support::entra::Entra;
+use crate::support::imap::{Fault, Imap};
+use crate::support::tls::Tls;
+use outlook_relay::address::Address;
+use outlook_relay::failure::{Class, Failure};
+use outlook_relay::fetch::session::{Error, Session};
+use outlook_relay::section::HostPort;
+
+const JOHN: &str = "john@example.com";
+
+struct World {
+    tls: Tls,
+    entra: Entra,
+    imap: Imap,
+}
+
+async fn world() -> World {
+    let (tls, entra) = (Tls::new(), Entra::start().await);
+    let imap = Imap::start(&tls, entra.check()).await;
+    World { tls, entra, imap }
+}
+
+impl World {
+    async fn open(&self, token: &str) -> Result<Session, Failure> {
+        let endpoint = HostPort {
+            host: "localhost".to_owned(),
+            port: self.imap.addr().port(),
+        };
+        let tls = outlook_relay::tls::client(Some(&self.tls.ca_file())).unwrap();
+        Session::open(&endpoint, tls, &Address::normalise(JOHN).unwrap(), token).await
+    }
+
+    async fn ready(&self) -> Session {
+        self.open(&self.entra.access_token(JOHN, 600)).await.unwrap()
+    }
+
+    fn deliver(&self, id: &str) -> u32 {
+        self.imap
+            .deliver(JOHN, "INBOX", &message("a@x.test", JOHN, id, "Grüße"))
+    }
+}
+
+#[tokio::test]
+async fn a_folder_is_read_without_marking_and_marked_without_reading() {
+    let world = world().await;
+    let raw = message("a@x.test", JOHN, "1@x.test", "Grüße");
+    let first = world.imap.deliver(JOHN, "INBOX", &raw);
+    let second = world.deliver("2@x.test");
+    let mut session = world.ready().await;
+    let folder = session.select("INBOX").await.unwrap();
+    assert_eq!(folder.uidnext, second + 1);
+    assert_eq!(session.search("UNSEEN").await.unwrap(), [first, second]);
+    assert_eq!(
+        session.search("UID 99:*").await.unwrap(),
+        [second],
+        "the last one is always found"
+    );
+    assert_eq!(session.size(first).await.unwrap(), Some(raw.len() as u64));
+    assert_eq!(session.body(first).await.unwrap().unwrap(), raw);
+    assert_eq!(session.search("UNSEEN").await.unwrap(), [first, second]);
+    session.mark_seen(first).await.unwrap();
+    assert_eq!(session.search("UNSEEN").await.unwrap(), [second]);
+    assert_eq!(session.size(77).await.unwrap(), None);
+    assert_eq!(session.body(77).await.unwrap(), None);
+    session.mark_seen(77).await.unwrap();
+    session.logout().await;
+    assert_eq!(world.imap.commands().last().unwrap().1, "LOGOUT");
+}
+
+#[tokio::test]
+async fn folders_with_any_name_are_found() {
+    let world = world().await;
+    world.imap.add_folder(JOHN, "Gel&APY-schte R&-D", "");
+    let mut session = world.ready().await;
+    session.select("Gelöschte R&D").await.unwrap();
+    assert!(session.select("Gel&APY-schte R&-D").await.is_err());
+}
+
+#[tokio::test]
+async fn a_refused_login_is_known_by_its_code() {
+    let world = world().await;
+    let expired = world.entra.access_token(JOHN, -1);
+    for generic in [false, true] {
+        world.imap.set_generic_failure(generic);
+        let failure = world.open(&expired).await.map(drop).unwrap_err();
+        assert_eq!(
+            (failure.class, failure.code.as_str(), failure.reply.as_str()),
+            (
+                Class::Administrator,
+                "AUTHENTICATE failed",
+                "AUTHENTICATE failed."
+            )
+        );
+        assert!(!format!("{failure:?}").contains(&expired));
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_not_ready_or_not_trusted_is_said() {
+    let world = world().await;
+    let token = world.entra.access_token(JOHN, 600);
+    let rows = [
+        (Fault::bye("Server Unavailable. 15"), Class::Transient, "IMAP BYE"),
+        (Fault::Cut, Class::Transient, "cut"),
+        (Fault::Garbage, Class::Transient, "odd answer"),
+    ];
+    for (fault, class, code) in rows {
+        world.imap.fail_next("GREETING", fault);
+        let failure = world.open(&token).await.map(drop).unwrap_err();
+        assert_eq!((failure.class, failure.code.as_str()), (class, code));
+    }
+    let other = World {
+        tls: Tls::new(),
+        ..world
+    };
+    let failure = other.open(&token).await.map(drop).unwrap_err();
+    assert_eq!(
+        (failure.class, failure.code.as_str()),
+        (Class::Administrator, "TLS"),
+        "{failure}"
+    );
+    other.imap.server.down().await;
+    let failure = other.open(&token).await.map(drop).unwrap_err();
+    assert_eq!(
+        (failure.class, failure.code.as_str()),
+        (Class::Transient, "connect")
+    );
+}
+
+#[tokio::test]
+async fn no_and_bad_are_errors_and_never_empty_results() {
+    let world = world().await;
+    let uid = world.deliver("1@x.test");
+    let mut session = world.ready().await;
+    session.select("INBOX").await.unwrap();
+    world.imap.fail_next(
+        "UID SEARCH",
+        Fault::no("Request is throttled. Suggested Backoff Time: 2000 milliseconds"),
+    );
+    let error = session.search("ALL").await.unwrap_err();
+    assert!(
+        matches!(&error, Error::Lost(failure) if failure.class == Class::Rate),
+        "{error:?}"
+    );
+    world
+        .imap
+        .fail_next("UID FETCH", Fault::no("The message could not be converted."));
+    let error = session.body(uid).await.unwrap_err();
+    assert!(
+        matches!(&error, Error::Refused(failure) if failure.class == Class::Message),
+        "{error:?}"
+    );
+    world.imap.fail_next("UID STORE", Fault::no("read-only"));
+    let error = session.mark_seen(uid).await.unwrap_err();
+    assert!(
+        matches!(&error, Error::Refused(failure) if failure.class == Class::Administrator),
+        "{error:?}"
+    );
+    assert!(session.body(uid).await.unwrap().is_some(), "the session goes on");
+    let error = session.select("Nowhere").await.unwrap_err();
+    assert!(
+        matches!(&error, Error::Refused(failure) if failure.advice.contains("`folder`")),
+        "{error:?}"
+    );
+    world
+        .imap
+        .fail_next("SELECT", Fault::bad("User is authenticated but not connected."));
+    let error = session.select("INBOX").await.unwrap_err();
+    assert!(
+        matches!(&error, Error::Lost(failure) if failure.code == "not connected"),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn a_lost_session_is_told_from_an_empty_folder() {
+    let world = world().await;
+    let uid = world.deliver("1@x.test");
+    let rows = [
+        (
+            Fault::bye("Session invalidated - AccessTokenExpired"),
+            "AccessTokenExpired",
+        ),
+        (Fault::Cut, "cut"),
+        (Fault::CutMidway, "cut"),
+        (Fault::Garbage, "odd answer"),
+    ];
+    for (fault, code) in rows {
+        let mut session = world.ready().await;
+        session.select("INBOX").await.unwrap();
+        world.imap.fail_next("UID FETCH", fault.clone());
+        let error = session.body(uid).await.unwrap_err();
+        assert!(
+            matches!(&error, Error::Lost(failure) if failure.code == code),
+            "{fault:?}: {error:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_the_parser_ends_the_session_only() {
+    let world = world().await;
+    let mut session = world.ready().await;
+    world.imap.fail_next("SELECT", Fault::untagged("OK [ALERT]ü"));
+    let error = session.select("INBOX").await.unwrap_err();
+    assert!(
+        matches!(&error, Error::Lost(failure) if failure.code == "odd answer"),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn talk_of_other_messages_is_not_taken_for_the_answer() {
+    let world = world().await;
+    let uid = world.deliver("1@x.test");
+    let mut session = world.ready().await;
+    session.select("INBOX").await.unwrap();
+    world
+        .imap
+        .fail_next("UID FETCH", Fault::untagged("7 FETCH (UID 99 RFC822.SIZE 5)"));
+    assert_ne!(session.size(uid).await.unwrap(), Some(5));
+}

@@ -1,0 +1,12 @@
+//! Single parts of the library against the doubles.
+#![allow(
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "test code: a failure here must stop the test"
+)]
+
+mod gateway;
+mod imap_session;
+mod inbox;
+mod world;
