@@ -1,6 +1,22 @@
 //! Delivery: a worker per mailbox takes what is due from the store and submits it to Microsoft 365.
+//!
+//! [`Worker`] runs a mailbox's lanes; each makes one attempt at one message at a time; [`client`] speaks SMTP over
+//! [`wire`], which [`starttls`] encrypted; [`outcome`], [`lanes`], [`policy`] and [`pacing`] decide, without I/O.
 
+mod attempt;
+mod client;
+mod fault;
+mod lanes;
+mod outcome;
+mod pacing;
+#[cfg(test)]
+mod peer;
 pub mod policy;
+mod starttls;
+mod wire;
+mod worker;
+
+pub use worker::{Status, Worker};
 
 use crate::section::Section;
 use std::time::Duration;
@@ -14,6 +30,8 @@ pub struct Config {
     pub messages_per_minute: u32,
     /// How long a message is tried before it is given up.
     pub retry_for: Duration,
+    /// How long the service may take to answer a command; see [`Timeouts`].
+    pub reply_timeout: Duration,
 }
 
 impl Default for Config {
@@ -22,6 +40,7 @@ impl Default for Config {
             connections: 2,
             messages_per_minute: 30,
             retry_for: Duration::from_secs(2 * 24 * 3600),
+            reply_timeout: Duration::from_secs(120),
         }
     }
 }
@@ -30,6 +49,7 @@ impl Config {
     /// Reads what a section says of it over what holds otherwise.
     pub fn read(section: &mut Section<'_>, otherwise: &Self) -> Self {
         let retry_for = Duration::from_secs(1)..Duration::from_secs(30 * 24 * 3600 + 1);
+        let reply_timeout = Duration::from_millis(100)..Duration::from_secs(3601);
         Self {
             connections: section.number("connections", otherwise.connections, 1..=100),
             messages_per_minute: section.number(
@@ -38,6 +58,104 @@ impl Config {
                 0..=1_000_000,
             ),
             retry_for: section.duration("retry_for", otherwise.retry_for, retry_for),
+            reply_timeout: section.duration("reply_timeout", otherwise.reply_timeout, reply_timeout),
         }
+    }
+
+    /// How long each step may take.
+    pub fn timeouts(&self) -> Timeouts {
+        Timeouts::new(self.reply_timeout)
+    }
+}
+
+/// How long each step of a delivery may take (RFC 5321 section 4.5.3.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// To connect.
+    pub connect: Duration,
+    /// Each of greeting, EHLO, STARTTLS, TLS handshake and AUTH.
+    pub greeting: Duration,
+    /// Each of MAIL, RCPT, DATA and RSET.
+    pub command: Duration,
+    /// Each block of the message.
+    pub block: Duration,
+    /// From the final dot to its reply.
+    pub dot: Duration,
+    /// QUIT.
+    pub quit: Duration,
+}
+
+impl Timeouts {
+    /// As the RFC has them with 2 minutes for a reply: half a minute to connect, a minute for each step of the
+    /// greeting, 3 minutes for a block, 10 for the final dot; all of them shorter where a reply may take less.
+    pub fn new(reply: Duration) -> Self {
+        Self {
+            connect: reply.min(Duration::from_secs(30)),
+            greeting: reply.min(Duration::from_secs(60)),
+            command: reply,
+            block: reply * 3 / 2,
+            dot: reply * 5,
+            quit: reply.min(Duration::from_secs(2)),
+        }
+    }
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Config::default().timeouts()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::section::parse;
+    use std::path::Path;
+
+    #[test]
+    fn the_reply_timeout_caps_the_others() {
+        let seconds = Duration::from_secs;
+        let Timeouts {
+            connect,
+            greeting,
+            command,
+            block,
+            dot,
+            ..
+        } = Timeouts::default();
+        assert_eq!(
+            [connect, greeting, command, block, dot],
+            [seconds(30), seconds(60), seconds(120), seconds(180), seconds(600)]
+        );
+        let Timeouts {
+            connect,
+            greeting,
+            command,
+            block,
+            dot,
+            ..
+        } = Timeouts::new(seconds(2));
+        assert_eq!(
+            [connect, greeting, command, block, dot],
+            [seconds(2), seconds(2), seconds(2), seconds(3), seconds(10)]
+        );
+    }
+
+    #[test]
+    fn a_mailbox_overrides_what_it_names() {
+        let read = |text: &str| {
+            parse(text, Path::new("/"), None, |root| {
+                Config::read(root, &Config::default())
+            })
+        };
+        let parsed = read("reply_timeout = '5s'\nconnections = 1\n");
+        assert_eq!(parsed.mistakes, []);
+        let config = parsed.value;
+        assert_eq!(
+            (config.reply_timeout, config.connections),
+            (Duration::from_secs(5), 1)
+        );
+        assert_eq!(config.retry_for, Config::default().retry_for);
+        assert_eq!(read("reply_timeout = '0s'").mistakes.len(), 1);
     }
 }

@@ -1,6 +1,7 @@
 //! Microsoft 365: where it is and as which app we sign in (`[microsoft]`), and what its replies mean.
 
 pub mod imap_replies;
+pub mod smtp_replies;
 pub mod token_errors;
 
 use crate::section::{HostPort, Section};

@@ -31,7 +31,7 @@ use std::str::FromStr;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 
 /// Where the store lies when the file does not say.
 const DEFAULT_PATH: &str = "/var/lib/outlook-relay/relay.db";
@@ -202,6 +202,7 @@ pub struct Store {
     writes: mpsc::Sender<writer::Job>,
     last_id: Arc<AtomicI64>,
     arrivals: Arc<Mutex<HashMap<Address, Arc<Notify>>>>,
+    woken: watch::Sender<()>,
 }
 
 impl Store {
@@ -241,6 +242,7 @@ impl Store {
             writes,
             last_id,
             arrivals: Arc::default(),
+            woken: watch::Sender::default(),
         };
         Ok((store, Writer::new(connection, jobs)))
     }
@@ -276,8 +278,16 @@ impl Store {
         arrivals.entry(mailbox.clone()).or_default().clone()
     }
 
-    /// Wakes everybody who delivers: another process changed the queue.
+    /// Changes when [`Store::wake_all`] is called: apart from the arrivals, since what a person did may end a pause, and
+    /// a mail that arrives may not.
+    pub fn woken(&self) -> watch::Receiver<()> {
+        self.woken.subscribe()
+    }
+
+    /// Wakes everybody who delivers: a person changed the queue. Not for what this process itself writes, since it also
+    /// cuts short the pauses that wait for a person.
     pub fn wake_all(&self) {
+        self.woken.send_replace(());
         for arrivals in self
             .arrivals
             .lock()
@@ -376,7 +386,10 @@ fn create(path: &Path) -> Result<(), Error> {
                 source,
             })?;
     }
-    let failed = |source| Error::File { path: path.to_owned(), source };
+    let failed = |source| Error::File {
+        path: path.to_owned(),
+        source,
+    };
     let new = !path.exists();
     let file = std::fs::OpenOptions::new()
         .create(true)

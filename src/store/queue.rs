@@ -304,6 +304,29 @@ impl Store {
         rows.iter().map(due_of).collect()
     }
 
+    /// The waiting messages of a mailbox that were accepted by then, oldest first, due or not.
+    ///
+    /// # Errors
+    /// The disk's, and rows that make no sense.
+    pub async fn accepted_by(
+        &self,
+        mailbox: &Address,
+        then: Timestamp,
+        limit: u32,
+    ) -> Result<Vec<Due>, Error> {
+        let rows = sqlx::query(
+            "SELECT id, received_at, mail_from, recipients, smtputf8, eight_bit, new_from, message_id, size, attempts \
+             FROM message WHERE state = 'waiting' AND mailbox = $1 AND received_at <= $2 ORDER BY id LIMIT $3",
+        )
+        .bind(mailbox.as_str())
+        .bind(millis(then))
+        .bind(limit)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(|source| Error::Read { operation: "old messages", source })?;
+        rows.iter().map(due_of).collect()
+    }
+
     /// When the next message of a mailbox is due; `None`: none waits.
     ///
     /// # Errors

@@ -24,12 +24,13 @@ pub(super) fn mailbox(
         "client_id = 'app'\ntenant = 'contoso.com'\nauthority = 'http://{}'\n",
         endpoint.address
     );
-    let (mut microsoft, mistakes) = section::parse(
+    let parsed = section::parse(
         &text,
         Path::new("/nonexistent"),
         None,
         microsoft::Config::read_root,
     );
+    let (mut microsoft, mistakes) = (parsed.value, parsed.mistakes);
     assert!(mistakes.is_empty(), "{mistakes:?}");
     change(&mut microsoft);
     Mailbox::new(mailbox::Config {

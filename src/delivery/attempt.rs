@@ -1,0 +1,320 @@
+//! One attempt at one message: token, booking, connection, transaction, settlement, log.
+
+use super::Timeouts;
+use super::client::{Connection, Outgoing, Target};
+use super::fault::Fault;
+use super::outcome::{self, Circumstances, Decision, End, Transaction, waits};
+use crate::clock;
+use crate::failure::{Class, Failure, chain};
+use crate::mailbox::{Mailbox, Trouble};
+use crate::message;
+use crate::microsoft::smtp_replies::{Judgement, Special, Step, judge};
+use crate::store::{self, Due, Next, Settlement, Store};
+use crate::tokens::{AccessToken, Tokens};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::sleep;
+use tokio_rustls::rustls::ClientConfig;
+
+/// A connection is renewed after so long: Exchange was seen to drop sessions after about 20 minutes.
+const RENEW_AFTER: Duration = Duration::from_secs(15 * 60);
+
+/// What every attempt of a mailbox needs.
+pub(super) struct Context {
+    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) store: Store,
+    pub(super) tokens: Tokens,
+    pub(super) tls: Arc<ClientConfig>,
+    pub(super) timeouts: Timeouts,
+    /// Trouble with the store.
+    pub(super) store_trouble: Trouble,
+}
+
+/// A connection, and the token that it was signed in with.
+pub(super) struct Held {
+    pub(super) connection: Connection,
+    token: AccessToken,
+}
+
+/// How an attempt ended, for the mailbox.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// The message's outcome is written down. `Some`: its connection was lost on the way.
+    Settled(Option<Failure>),
+    /// The mailbox is in trouble; the message is due again.
+    Trouble(Judgement),
+    /// There is no token; if the attempt was booked at all, the message is due again.
+    NoToken(Failure),
+    /// Somebody else changed the message: it is not to be sent now.
+    Skipped,
+    /// The store failed before the attempt was booked: nothing was sent.
+    Store(store::Error),
+}
+
+/// Why there was no transaction.
+enum Prevented {
+    Trouble(Judgement),
+    NoToken(Failure),
+}
+
+impl Context {
+    /// Makes one attempt. Returns the connection if another message can go over it.
+    pub(super) async fn attempt(&self, due: &Due, mut held: Option<Held>) -> (Option<Held>, Ended) {
+        let ended = self.try_once(due, &mut held).await;
+        (held, ended)
+    }
+
+    async fn try_once(&self, due: &Due, held: &mut Option<Held>) -> Ended {
+        let token = match self.tokens.access_token(self.mailbox.address()).await {
+            Ok(token) => token,
+            Err(failure) => return Ended::NoToken(failure),
+        };
+        let content = match self.store.content(due.id).await {
+            Ok(Some(content)) => content,
+            Ok(None) => return Ended::Skipped,
+            Err(error) => return Ended::Store(error),
+        };
+        match self.store.book(due.id, clock::now()).await {
+            Ok(()) => {}
+            Err(store::Error::Write {
+                source: sqlx::Error::RowNotFound,
+                ..
+            }) => return Ended::Skipped,
+            Err(error) => return Ended::Store(error),
+        }
+        let transaction = Box::pin(self.deliver(due, content, held, token)).await;
+        let now = clock::now();
+        match transaction {
+            Ok(transaction) => {
+                let retry_for = self.mailbox.config.delivery.retry_for;
+                let when = Circumstances {
+                    now,
+                    retry_for,
+                    random: rand::random(),
+                };
+                let decision = outcome::decide(due, &transaction, self.mailbox.address(), when);
+                self.settle(&decision.settlement).await;
+                self.log(due, &decision);
+                match (decision.mailbox, transaction.end) {
+                    (Some(judgement), _) => Ended::Trouble(judgement),
+                    (None, End::Lost(failure) | End::Unknown(failure)) => Ended::Settled(Some(failure)),
+                    (None, _) => Ended::Settled(None),
+                }
+            }
+            Err(Prevented::Trouble(judgement)) => {
+                self.settle(&outcome::put_back(due, &judgement.failure, now))
+                    .await;
+                Ended::Trouble(judgement)
+            }
+            Err(Prevented::NoToken(failure)) => {
+                self.settle(&outcome::put_back(due, &failure, now)).await;
+                Ended::NoToken(failure)
+            }
+        }
+    }
+
+    /// Sends the message over the connection held, or a new one. Once, a token that the service does not take is
+    /// replaced; and a connection that was closed while it was idle is, since nothing was sent over it.
+    async fn deliver(
+        &self,
+        due: &Due,
+        mut content: Vec<u8>,
+        held: &mut Option<Held>,
+        mut token: AccessToken,
+    ) -> Result<Transaction, Prevented> {
+        let mailbox = self.mailbox.address();
+        if let Some(from) = &due.new_from {
+            content = message::with_from(&content, from);
+        }
+        let outgoing = Outgoing {
+            recipients: due
+                .recipients
+                .iter()
+                .filter(|r| waits(r))
+                .map(|r| r.address.as_str())
+                .collect(),
+            content: &content,
+            eight_bit: due.eight_bit,
+            smtputf8: due.smtputf8,
+        };
+        let mut renewed = false;
+        loop {
+            let (mut lane, reused) = match held.take() {
+                Some(lane) if lane.is_good_for(&token) => (lane, true),
+                old => {
+                    if let Some(old) = old {
+                        old.connection.quit().await;
+                    }
+                    match Box::pin(Connection::open(self.target(), token.secret())).await {
+                        Ok(connection) => (
+                            Held {
+                                connection,
+                                token: token.clone(),
+                            },
+                            false,
+                        ),
+                        Err(fault) => {
+                            let judgement = self.judge(fault);
+                            if judgement.special != Special::NewToken || renewed {
+                                return Err(Prevented::Trouble(judgement));
+                            }
+                            renewed = true;
+                            token = self.renewed(&token).await?;
+                            continue;
+                        }
+                    }
+                }
+            };
+            let transaction = lane.connection.send(&outgoing).await;
+            if reused && was_stale(&transaction) {
+                continue;
+            }
+            if let End::Refused(Step::Mail, reply) = &transaction.end
+                && !renewed
+                && judge(reply, Step::Mail, mailbox).special == Special::NewToken
+            {
+                lane.connection.quit().await;
+                renewed = true;
+                token = self.renewed(&token).await?;
+                continue;
+            }
+            if lane.connection.is_usable() {
+                *held = Some(lane);
+            }
+            return Ok(transaction);
+        }
+    }
+
+    fn target(&self) -> Target<'_> {
+        Target {
+            server: &self.mailbox.config.microsoft.smtp,
+            mailbox: self.mailbox.address(),
+            tls: &self.tls,
+            timeouts: self.timeouts,
+        }
+    }
+
+    fn judge(&self, fault: Fault) -> Judgement {
+        match fault {
+            Fault::Refused(step, reply) => judge(&reply, step, self.mailbox.address()),
+            Fault::Failed(failure) => Judgement {
+                failure,
+                special: Special::No,
+            },
+        }
+    }
+
+    /// Another token in place of one that the service did not take.
+    async fn renewed(&self, token: &AccessToken) -> Result<AccessToken, Prevented> {
+        let mailbox = self.mailbox.address();
+        self.tokens.refused(mailbox, token);
+        self.tokens
+            .access_token(mailbox)
+            .await
+            .map_err(Prevented::NoToken)
+    }
+
+    /// Writes an outcome down, however long that takes: what was sent must not be sent again. Only a store that is
+    /// closed, in a shutdown, ends it; the outcome is then unknown at the next start.
+    pub(super) async fn settle(&self, settlement: &Settlement) {
+        let mut wait = Duration::from_secs(1);
+        loop {
+            match self.store.settle(settlement.clone()).await {
+                Ok(()) => {
+                    self.store_trouble.well();
+                    return;
+                }
+                Err(store::Error::Closed) => return,
+                Err(error) => self.store_failed(&error),
+            }
+            sleep(wait).await;
+            wait = (wait * 2).min(Duration::from_secs(30));
+        }
+    }
+
+    /// Says, once and then hourly, that the store does not work; that it is closed, in a shutdown, is no trouble.
+    pub(super) fn store_failed(&self, error: &store::Error) {
+        if matches!(error, store::Error::Closed) {
+            return;
+        }
+        let failure = Failure::new(Class::Administrator, "store", chain(error))
+            .advise("mail waits until the store can be written: look for a full disk or missing rights");
+        self.store_trouble.fail(&failure, clock::now());
+    }
+
+    /// One line for each event of a decision.
+    pub(super) fn log(&self, due: &Due, decision: &Decision) {
+        let (mailbox, id) = (self.mailbox.address(), due.id);
+        let message_id = due.message_id.as_deref();
+        if let Some((to, reply)) = &decision.sent {
+            let seconds = clock::until(due.received_at, decision.settlement.at).as_secs();
+            let (attempts, recipients) = (due.attempts.saturating_add(1), to.len());
+            tracing::info!(%mailbox, %id, message_id, to = names(to), recipients, code = reply.codes(), reply = reply.text,
+                attempts, seconds, "sent");
+        }
+        for (to, failure) in &decision.failed {
+            let Failure {
+                class,
+                code,
+                reply,
+                advice,
+                ..
+            } = failure;
+            tracing::error!(%mailbox, %id, message_id, to, %class, code, reply, advice, "failed");
+        }
+        if let (Some(failure), Next::Again { at, unknown }) = (&decision.deferred, decision.settlement.next) {
+            let Failure {
+                class,
+                code,
+                reply,
+                advice,
+                ..
+            } = failure;
+            tracing::warn!(%mailbox, %id, message_id, %class, code, reply, advice, unknown, next = %at, "deferred");
+        }
+    }
+}
+
+impl Held {
+    fn is_good_for(&self, token: &AccessToken) -> bool {
+        self.connection.is_usable()
+            && self.connection.opened_at.elapsed() < RENEW_AFTER
+            && self.token.secret() == token.secret()
+    }
+}
+
+/// Whether the connection was already closed, or closed itself, when the transaction began.
+fn was_stale(transaction: &Transaction) -> bool {
+    transaction.recipients.is_empty()
+        && match &transaction.end {
+            End::Lost(_) => true,
+            End::Refused(Step::Mail, reply) => reply.code == 421,
+            _ => false,
+        }
+}
+
+/// The first few of many.
+fn names(addresses: &[String]) -> String {
+    let first = addresses
+        .iter()
+        .take(3)
+        .map(String::as_str)
+        .collect::<Vec<_>>()
+        .join(", ");
+    match addresses.len().saturating_sub(3) {
+        0 => first,
+        more => format!("{first} and {more} more"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_recipients_make_a_short_line() {
+        let all: Vec<String> = ["a@x", "b@x", "c@x", "d@x", "e@x"].map(str::to_owned).to_vec();
+        assert_eq!(names(&all[..3]), "a@x, b@x, c@x");
+        assert_eq!(names(&all), "a@x, b@x, c@x and 2 more");
+    }
+}
