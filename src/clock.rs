@@ -4,20 +4,14 @@ use jiff::{SignedDuration, Timestamp};
 use std::time::Duration;
 
 /// The time now.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "this is the one place that reads the clock"
-)]
+#[expect(clippy::disallowed_methods, reason = "this is the one place that reads the clock")]
 pub fn now() -> Timestamp {
     Timestamp::now()
 }
 
 /// `at` moved on by `wait`; the end of time where that overflows.
 pub fn after(at: Timestamp, wait: Duration) -> Timestamp {
-    SignedDuration::try_from(wait)
-        .ok()
-        .and_then(|wait| at.checked_add(wait).ok())
-        .unwrap_or(Timestamp::MAX)
+    SignedDuration::try_from(wait).ok().and_then(|wait| at.checked_add(wait).ok()).unwrap_or(Timestamp::MAX)
 }
 
 /// How long from `now` until `at`; zero when `at` has passed.
@@ -32,15 +26,9 @@ mod tests {
     #[test]
     fn time_arithmetic_saturates() {
         let noon = Timestamp::from_second(1_000_000).unwrap();
-        assert_eq!(
-            after(noon, Duration::from_secs(5)),
-            Timestamp::from_second(1_000_005).unwrap()
-        );
+        assert_eq!(after(noon, Duration::from_secs(5)), Timestamp::from_second(1_000_005).unwrap());
         assert_eq!(after(noon, Duration::MAX), Timestamp::MAX);
-        assert_eq!(
-            until(noon, after(noon, Duration::from_secs(5))),
-            Duration::from_secs(5)
-        );
+        assert_eq!(until(noon, after(noon, Duration::from_secs(5))), Duration::from_secs(5));
         assert_eq!(until(after(noon, Duration::from_secs(5)), noon), Duration::ZERO);
     }
 }

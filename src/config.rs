@@ -1,6 +1,7 @@
 //! The whole configuration: loads the file, has each module read its section, and checks across them.
 
-use crate::section::{self, Mistake, Section};
+use crate::routing::Routes;
+use crate::section::{self, Mistake, Parsed, Section};
 use crate::{admin, delivery, fetch, mailbox, microsoft, odoo, store, submission};
 use std::collections::HashMap;
 use std::fmt;
@@ -53,49 +54,33 @@ impl Config {
     pub fn load(file: &Path) -> Result<Self, Mistakes> {
         let alone = |message: String| Mistakes {
             file: file.to_owned(),
-            mistakes: vec![Mistake {
-                line: 0,
-                key: String::new(),
-                message,
-            }],
+            mistakes: vec![Mistake { line: 0, key: String::new(), message }],
         };
         let text = std::fs::read_to_string(file).map_err(|error| {
-            alone(format!(
-                "cannot be read: {error}: name the configuration with -c FILE"
-            ))
+            alone(format!("cannot be read: {error}: name the configuration with -c FILE"))
         })?;
-        let folder = std::path::absolute(file)
-            .ok()
-            .and_then(|path| path.parent().map(Path::to_owned));
+        let folder = std::path::absolute(file).ok().and_then(|path| path.parent().map(Path::to_owned));
         let folder = folder.ok_or_else(|| alone("is not a file".to_owned()))?;
         let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-        let (config, mistakes) = section::parse(&text, &folder, credentials.as_deref(), Self::read);
-        if mistakes.is_empty() {
-            Ok(config)
-        } else {
-            Err(Mistakes {
-                file: file.to_owned(),
-                mistakes,
-            })
-        }
+        let Parsed { value, mistakes, .. } =
+            section::parse(&text, &folder, credentials.as_deref(), Self::read);
+        if mistakes.is_empty() { Ok(value) } else { Err(Mistakes { file: file.to_owned(), mistakes }) }
     }
 
     fn read(root: &mut Section<'_>) -> Self {
         let microsoft = root.section("microsoft", microsoft::Config::read_root);
-        let delivery = root.section("delivery", |s| {
-            delivery::Config::read(s, &delivery::Config::default())
-        });
+        let delivery = root.section("delivery", |s| delivery::Config::read(s, &delivery::Config::default()));
         let fetch = root.section("fetch", |s| fetch::Config::read(s, &fetch::Config::default()));
-        let odoo = root.section("odoo", odoo::Config::read);
-        let has_gateway = odoo.gateway.is_some();
+        let mut has_gateway = false;
+        let odoo = root.section("odoo", |s| {
+            has_gateway = s.has("url");
+            odoo::Config::read(s)
+        });
         let mut lines = HashMap::new();
         let mailboxes = root.sections("mailbox", |section| {
             let mailbox = mailbox::Config::read(section, &microsoft, &delivery, &fetch)?;
             if let Some(first) = lines.insert(mailbox.address.clone(), section.line()) {
-                let message = format!(
-                    "{} already is the mailbox of line {first}: keep one",
-                    mailbox.address
-                );
+                let message = format!("{} already is the mailbox of line {first}: keep one", mailbox.address);
                 section.mistake("address", message);
             }
             if mailbox.microsoft.client_id.is_empty() {
@@ -103,10 +88,7 @@ impl Config {
                 section.mistake("client_id", message);
             }
             if mailbox.inbox && !has_gateway {
-                section.mistake(
-                    "inbox",
-                    "needs Odoo: set url, database, login and password_file in [odoo]",
-                );
+                section.mistake("inbox", "needs Odoo: set url, database, login and password_file in [odoo]");
             }
             Some(mailbox)
         });
@@ -122,11 +104,108 @@ impl Config {
             mailboxes: mailboxes.into_iter().flatten().collect(),
         };
         if config.submission.listen.contains(&config.admin.listen) {
-            root.mistake(
-                "admin",
-                "listens where [submission] listens: give it a port of its own",
-            );
+            root.mistake("admin", "listens where [submission] listens: give it a port of its own");
         }
         config
+    }
+
+    /// The From-filter rule over all mailboxes.
+    pub fn routes(&self) -> Routes {
+        let candidates = self.mailboxes.iter().map(mailbox::Config::candidate).collect();
+        Routes::new(candidates, self.odoo.notifications.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+    use std::os::unix::fs::PermissionsExt;
+
+    const SHIPPED: &str = include_str!("../config/relay.toml");
+
+    /// Parses a configuration beside which every secret that it may name exists.
+    fn parse(text: &str) -> Parsed<Config> {
+        let folder = tempfile::tempdir().unwrap();
+        for secret in ["client-secret", "other-secret", "odoo-password", "submission-password"] {
+            let path = folder.path().join(secret);
+            std::fs::write(&path, "a secret\n").unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        std::fs::write(folder.path().join("fullchain.pem"), certified.cert.pem()).unwrap();
+        let key = folder.path().join("privkey.pem");
+        std::fs::write(&key, certified.signing_key.serialize_pem()).unwrap();
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+        section::parse(text, folder.path(), None, Config::read)
+    }
+
+    /// The shipped file with its commented keys switched on, and how many those were.
+    fn switched_on() -> (String, usize) {
+        let is_key = |line: &str| {
+            line.strip_prefix('#').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase()))
+        };
+        let found = SHIPPED.lines().filter(|line| is_key(line)).count();
+        let lines: Vec<&str> = SHIPPED
+            .lines()
+            .map(|line| if is_key(line) { line.trim_start_matches('#') } else { line })
+            .collect();
+        (lines.join("\n"), found)
+    }
+
+    #[test]
+    fn the_shipped_file_is_well_as_it_stands() {
+        let parsed = parse(SHIPPED);
+        assert_eq!(parsed.mistakes, []);
+        assert_eq!(parsed.value.mailboxes.len(), 2);
+    }
+
+    #[test]
+    fn the_shipped_file_shows_every_key_and_each_is_right() {
+        let (text, found) = switched_on();
+        assert!(found > 40, "only {found} commented keys were found: did the file's style change?");
+        let parsed = parse(&text);
+        assert_eq!(parsed.mistakes, []);
+        let plain = |key: &str| {
+            key.split_once("].").map_or_else(|| key.to_owned(), |(_, key)| format!("mailbox.{key}"))
+        };
+        let known: BTreeSet<String> = parsed.known.iter().map(|key| plain(key)).collect();
+        let table: toml::Table = text.parse().unwrap();
+        let mut shown = BTreeSet::new();
+        for (section, value) in &table {
+            shown.insert(section.clone());
+            let tables = value.as_array().map_or_else(|| vec![value], |list| list.iter().collect());
+            for key in tables.iter().filter_map(|table| table.as_table()).flat_map(toml::Table::keys) {
+                shown.insert(format!("{section}.{key}"));
+            }
+        }
+        assert_eq!(shown, known);
+    }
+
+    #[test]
+    fn what_is_wrong_between_sections_is_said() {
+        let cases: &[(&str, &str)] = &[
+            ("", "mailbox: is missing"),
+            ("[[mailbox]]\naddress = 'a@b.c'\n", "1: mailbox[1].client_id: a@b.c has no app"),
+            (
+                "[microsoft]\nclient_id = 'x'\n[[mailbox]]\naddress = 'a@b.c'\n[[mailbox]]\naddress = 'A@B.C'\n",
+                "6: mailbox[2].address: a@b.c already is the mailbox of line 3: keep one",
+            ),
+            (
+                "[microsoft]\nclient_id = 'x'\n[[mailbox]]\naddress = 'a@b.c'\ninbox = true\n",
+                "5: mailbox[1].inbox: needs Odoo",
+            ),
+            (
+                "[microsoft]\nclient_id = 'x'\n[submission]\nlisten = ['127.0.0.1:8025']\n[[mailbox]]\naddress = 'a@b.c'\n",
+                "admin: listens where [submission] listens",
+            ),
+            ("[microsoft]\nclient_id = 'x'\n[[mailbox]]\naddress = 'nobody'\n", "4: mailbox[1].address: "),
+            ("[store]\nurl = 'postgres://h/db'\n", "2: store.url: names PostgreSQL"),
+            ("[odoo]\nurl = 'http://h'\n", "odoo.password_file: is missing"),
+        ];
+        for (text, expected) in cases {
+            let mistakes: Vec<String> = parse(text).mistakes.iter().map(ToString::to_string).collect();
+            assert!(mistakes.iter().any(|mistake| mistake.contains(expected)), "{text:?}: {mistakes:#?}");
+        }
     }
 }

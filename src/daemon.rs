@@ -1,1 +1,254 @@
-//! Written next.
+//! The daemon: builds everything from the configuration, starts it, and stops it in order.
+//!
+//! Only this module starts tasks that live long. One that ends or panics before a shutdown was asked for ends the
+//! process, in order, with a failure; systemd starts it again.
+
+use crate::admin::{self, Sources};
+use crate::config::Config;
+use crate::delivery::Worker;
+use crate::fetch::Inbox;
+use crate::mailbox::Mailbox;
+use crate::odoo::Gateway;
+use crate::store::{self, Store};
+use crate::submission::{Intake, Listener};
+use crate::tokens::Tokens;
+use crate::{clock, tls, tokens};
+use anyhow::{Context, bail};
+use sd_notify::NotifyState;
+use std::fs::File;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// How long messages in hand may take to finish once a stop was asked for. Below the 90 seconds after which systemd
+/// kills (`TimeoutStopSec=`).
+const GRACE: Duration = Duration::from_secs(75);
+
+/// How often the store is asked whether another process (the command line) wrote to it.
+const LOOK_FOR_CHANGES: Duration = Duration::from_secs(1);
+
+/// The long-lived tasks, and the two ways to stop them.
+struct Tasks {
+    running: JoinSet<(&'static str, anyhow::Result<()>)>,
+    /// Finish what is in hand.
+    soft: CancellationToken,
+    /// Drop what is in hand.
+    hard: CancellationToken,
+}
+
+impl Tasks {
+    fn start(&mut self, name: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+        self.running.spawn(async move { (name, task.await) });
+    }
+}
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What keeps it from starting (a port in use, a store that cannot be opened), or what ended it.
+pub async fn run(config: &Config) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be watched")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be watched")?;
+
+    // Everything that can fail at the start does so here, before anything runs.
+    let mut submission = Vec::with_capacity(config.submission.listen.len());
+    for &address in &config.submission.listen {
+        submission.push(bind(address, "[submission] listen").await?);
+    }
+    let admin = bind(config.admin.listen, "[admin] listen").await?;
+    let tls = tls::client(config.microsoft.ca_file.as_deref())?;
+    let http = tokens::endpoint::http_client(&tls).context("the HTTP client could not be set up")?;
+    let (store, writer) = Store::open(&config.store).await?;
+    let _lock = lock(&config.store.path)?;
+    let writing = tokio::spawn(writer.run());
+
+    let mut tasks =
+        Tasks { running: JoinSet::new(), soft: CancellationToken::new(), hard: CancellationToken::new() };
+    let started = start(config, &mut tasks, &store, submission, admin, tls, http).await;
+    let stopped = match started {
+        Ok(()) => {
+            drop(sd_notify::notify(&[NotifyState::Ready]));
+            tokio::select! {
+                _ = terminate.recv() => Ok("SIGTERM"),
+                _ = interrupt.recv() => Ok("SIGINT"),
+                Some(ended) = tasks.running.join_next() => Err(unexpected_end(ended)),
+            }
+        }
+        Err(error) => Err(error),
+    };
+    drop(sd_notify::notify(&[NotifyState::Stopping]));
+    match &stopped {
+        Ok(signal) => tracing::info!(signal, "stopping"),
+        Err(error) => tracing::error!(error = format!("{error:#}"), "stopping"),
+    }
+    stop(tasks).await;
+    store.close().await;
+    writing.await.context("the store's writer failed")?;
+    stopped.map(|_| tracing::info!("stopped"))
+}
+
+/// Builds every part and starts its tasks.
+async fn start(
+    config: &Config,
+    tasks: &mut Tasks,
+    store: &Store,
+    submission: Vec<TcpListener>,
+    admin: TcpListener,
+    tls: Arc<tokio_rustls::rustls::ClientConfig>,
+    http: reqwest::Client,
+) -> anyhow::Result<()> {
+    let now = clock::now();
+    store.recover(now).await?;
+    take_in_strays(config, store).await?;
+
+    let mailboxes: Arc<[Arc<Mailbox>]> = config.mailboxes.iter().cloned().map(Mailbox::new).collect();
+    let gateway = config.odoo.gateway.clone().map(|gateway| Gateway::new(gateway, http.clone()));
+    let (tokens, keepers) = Tokens::new(&mailboxes, store.clone(), http);
+    for keeper in keepers {
+        let soft = tasks.soft.clone();
+        tasks.start("tokens", async move {
+            keeper.run(soft).await;
+            Ok(())
+        });
+    }
+    for mailbox in mailboxes.iter() {
+        let worker = Worker::new(mailbox.clone(), store.clone(), tokens.clone(), tls.clone());
+        let (soft, hard) = (tasks.soft.clone(), tasks.hard.clone());
+        tasks.start("delivery", async move {
+            worker.run(soft, hard).await;
+            Ok(())
+        });
+        if let Some(gateway) = gateway.clone().filter(|_| mailbox.config.inbox) {
+            let inbox = Inbox::new(mailbox.clone(), store.clone(), tokens.clone(), gateway, tls.clone());
+            let soft = tasks.soft.clone();
+            tasks.start("fetch", async move {
+                inbox.run(soft).await;
+                Ok(())
+            });
+        }
+    }
+    tasks.start("changes", watch_changes(store.clone(), tokens.clone(), tasks.soft.clone()));
+
+    let admin_address = admin.local_addr()?;
+    let addresses: Vec<String> = submission
+        .iter()
+        .map(|listener| listener.local_addr().map(|at| at.to_string()))
+        .collect::<Result<_, _>>()?;
+    let sources =
+        Sources { started_at: now, mailboxes: mailboxes.clone(), tokens, gateway, store: store.clone() };
+    let soft = tasks.soft.clone();
+    tasks.start("admin", async move { Ok(admin::serve(admin, sources, soft).await?) });
+    let intake = Intake::new(config.routes(), store.clone());
+    let listener = Listener::new(&config.submission, submission, intake)?;
+    let soft = tasks.soft.clone();
+    tasks.start("submission", async move {
+        listener.run(soft).await;
+        Ok(())
+    });
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        submission = addresses.join(" "),
+        admin = %admin_address,
+        mailboxes = mailboxes.len(),
+        "ready"
+    );
+    Ok(())
+}
+
+/// Soft first; after the grace, hard.
+async fn stop(mut tasks: Tasks) {
+    tasks.soft.cancel();
+    let drained = async {
+        while let Some(ended) = tasks.running.join_next().await {
+            if let Ok((name, Err(error))) = &ended {
+                tracing::warn!(task = name, error = format!("{error:#}"), "ended badly");
+            }
+        }
+    };
+    if tokio::time::timeout(GRACE, drained).await.is_err() {
+        tracing::warn!(
+            tasks = tasks.running.len(),
+            "what is in hand takes too long: its outcome counts as unknown"
+        );
+        tasks.hard.cancel();
+        let drained = async { while tasks.running.join_next().await.is_some() {} };
+        if tokio::time::timeout(Duration::from_secs(5), drained).await.is_err() {
+            tasks.running.abort_all();
+        }
+    }
+}
+
+fn unexpected_end(
+    ended: Result<(&'static str, anyhow::Result<()>), tokio::task::JoinError>,
+) -> anyhow::Error {
+    match ended {
+        Ok((name, Ok(()))) => anyhow::anyhow!("the {name} task ended by itself, which is a defect"),
+        Ok((name, Err(error))) => error.context(format!("the {name} task failed")),
+        Err(error) => anyhow::Error::new(error).context("a task panicked, which is a defect"),
+    }
+}
+
+/// Takes up at once what the command line wrote: a new consent.
+async fn watch_changes(store: Store, tokens: Tokens, soft: CancellationToken) -> anyhow::Result<()> {
+    let mut changes = store.changes().await?;
+    loop {
+        tokio::select! {
+            () = soft.cancelled() => return Ok(()),
+            () = tokio::time::sleep(LOOK_FOR_CHANGES) => {}
+        }
+        let reloaded = async {
+            if changes.seen().await? {
+                tokens.reload().await?;
+            }
+            Ok::<(), store::Error>(())
+        };
+        if let Err(error) = reloaded.await {
+            tracing::debug!(error = %crate::failure::chain(&error), "the store could not be looked at");
+        }
+    }
+}
+
+/// Mail whose mailbox left the configuration is routed anew: nothing may wait for a worker that is not there.
+async fn take_in_strays(config: &Config, store: &Store) -> anyhow::Result<()> {
+    let known: Vec<_> = config.mailboxes.iter().map(|mailbox| mailbox.address.clone()).collect();
+    let routes = config.routes();
+    for (id, before, from) in store.strays(&known).await? {
+        let route = routes.route(from.as_deref())?;
+        tracing::warn!(%id, %before, mailbox = %route.mailbox, "routed anew: its mailbox left the configuration");
+        store.reroute(id, route.mailbox, route.rule, route.new_from).await?;
+    }
+    Ok(())
+}
+
+async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| {
+        if error.kind() == std::io::ErrorKind::AddrInUse {
+            anyhow::anyhow!(
+                "{key}: {address} is in use: is another outlook-relay running? `ss -ltnp` shows who has it"
+            )
+        } else {
+            anyhow::anyhow!("{key}: cannot listen on {address}: {error}")
+        }
+    })
+}
+
+/// Only one daemon may work on a store: two would send everything twice.
+fn lock(store: &Path) -> anyhow::Result<File> {
+    let path = store.with_extension("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.with_context(|| format!("{}: cannot be created", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            bail!("{}: another outlook-relay works on this store: stop it first", store.display())
+        }
+        Err(std::fs::TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("{}: cannot be locked", path.display()))
+        }
+    }
+}

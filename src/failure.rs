@@ -109,10 +109,8 @@ impl std::error::Error for Failure {}
 /// no peer can forge a log line or flood it.
 pub fn one_line(text: &str) -> String {
     let mut line = String::with_capacity(text.len().min(500));
-    for (taken, word) in text
-        .split(|c: char| c.is_control() || c == ' ')
-        .filter(|word| !word.is_empty())
-        .enumerate()
+    for (taken, word) in
+        text.split(|c: char| c.is_control() || c == ' ').filter(|word| !word.is_empty()).enumerate()
     {
         if taken > 0 {
             line.push(' ');

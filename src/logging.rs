@@ -21,9 +21,7 @@ const NEVER_BELOW: [&str; 8] = [
 
 /// Starts logging to stderr; under systemd the journal adds the time itself.
 pub fn start() {
-    let wanted = std::env::var("RUST_LOG")
-        .ok()
-        .filter(|filter| !filter.trim().is_empty());
+    let wanted = std::env::var("RUST_LOG").ok().filter(|filter| !filter.trim().is_empty());
     let mut filter = EnvFilter::builder().parse_lossy(wanted.as_deref().unwrap_or(DEFAULT));
     for directive in NEVER_BELOW {
         if let Ok(directive) = directive.parse() {

@@ -60,11 +60,7 @@ impl Config {
 
     /// What the From-filter rule sees of it.
     pub fn candidate(&self) -> Candidate {
-        Candidate {
-            mailbox: self.address.clone(),
-            sequence: self.sequence,
-            filter: self.from_filter.clone(),
-        }
+        Candidate { mailbox: self.address.clone(), sequence: self.sequence, filter: self.from_filter.clone() }
     }
 }
 
@@ -138,13 +134,7 @@ const REMIND_EVERY: SignedDuration = SignedDuration::from_hours(1);
 impl Trouble {
     /// No trouble, of the given part of the given subject.
     pub fn new(begins: &'static str, ends: &'static str, part: &'static str, subject: String) -> Self {
-        Self {
-            begins,
-            ends,
-            part,
-            subject,
-            now: Mutex::new(None),
-        }
+        Self { begins, ends, part, subject, now: Mutex::new(None) }
     }
 
     /// Something failed: logs when the trouble is new, got worse, or lasts another hour.
@@ -156,23 +146,13 @@ impl Trouble {
             (Say::Nothing, Some(lasting)) => lasting.logged_at,
             _ => now,
         };
-        *lasting = Some(Lasting {
-            since,
-            failure: failure.clone(),
-            logged_at,
-        });
+        *lasting = Some(Lasting { since, failure: failure.clone(), logged_at });
         drop(lasting);
         if say == Say::Nothing {
             return;
         }
         let since = (say == Say::Remind).then(|| tracing::field::display(since));
-        let Failure {
-            class,
-            code,
-            reply,
-            advice,
-            ..
-        } = failure;
+        let Failure { class, code, reply, advice, .. } = failure;
         // A trouble that passes by itself is a warning until it has lasted for an hour.
         if class.needs_a_person() || say == Say::Remind {
             tracing::error!(mailbox = %self.subject, part = self.part, %class, %code, %reply, %advice, since, "{}", self.begins);
@@ -225,29 +205,18 @@ mod tests {
         assert_eq!(say(None, &passing, at(0)), Say::Begin);
         assert_eq!(say(Some(&lasting(&passing, 0)), &passing, at(59)), Say::Nothing);
         assert_eq!(say(Some(&lasting(&passing, 0)), &passing, at(60)), Say::Remind);
-        assert_eq!(
-            say(Some(&lasting(&passing, 0)), &severe, at(1)),
-            Say::Begin,
-            "it got worse"
-        );
+        assert_eq!(say(Some(&lasting(&passing, 0)), &severe, at(1)), Say::Begin, "it got worse");
         assert_eq!(say(Some(&lasting(&severe, 0)), &passing, at(1)), Say::Nothing);
     }
 
     #[test]
     fn a_trouble_remembers_when_it_began_and_ends_once() {
         let start = Timestamp::from_second(1_000_000).unwrap();
-        let trouble = Trouble::new(
-            "token failed",
-            "mailbox recovered",
-            "token",
-            "john@example.com".to_owned(),
-        );
+        let trouble =
+            Trouble::new("token failed", "mailbox recovered", "token", "john@example.com".to_owned());
         let failure = Failure::new(Class::Transient, "timeout", "no answer");
         trouble.fail(&failure, start);
-        trouble.fail(
-            &failure,
-            start.checked_add(SignedDuration::from_hours(2)).unwrap(),
-        );
+        trouble.fail(&failure, start.checked_add(SignedDuration::from_hours(2)).unwrap());
         assert_eq!(trouble.lasting().unwrap().since, start);
         assert!(trouble.well());
         assert!(!trouble.well());

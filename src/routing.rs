@@ -66,10 +66,7 @@ impl FromStr for Rule {
     type Err = UnknownRule;
 
     fn from_str(text: &str) -> Result<Self, UnknownRule> {
-        Self::ALL
-            .into_iter()
-            .find(|rule| rule.as_str() == text)
-            .ok_or_else(|| UnknownRule(text.to_owned()))
+        Self::ALL.into_iter().find(|rule| rule.as_str() == text).ok_or_else(|| UnknownRule(text.to_owned()))
     }
 }
 
@@ -139,10 +136,7 @@ impl Routes {
                 mailbox: candidate.mailbox,
             })
             .collect();
-        Self {
-            servers,
-            notifications,
-        }
+        Self { servers, notifications }
     }
 
     /// Routes a message by its From, as [`HeaderView::from`](crate::message::HeaderView::from) gives it.
@@ -157,11 +151,7 @@ impl Routes {
             (_, Some(notifications)) if sender.address.as_ref() == Some(notifications) => sender.mended,
             (_, Some(notifications)) => Some(notifications.with_name(&sender.name)),
         };
-        Ok(Route {
-            mailbox: server.mailbox.clone(),
-            rule,
-            new_from,
-        })
+        Ok(Route { mailbox: server.mailbox.clone(), rule, new_from })
     }
 
     fn pick(&self, sender: Option<&Address>) -> Option<(&Server, Rule)> {
@@ -188,10 +178,7 @@ impl Routes {
             (Part::Domain(address.domain().to_owned()), by_domain),
         ];
         parts.into_iter().find_map(|(part, rule)| {
-            self.servers
-                .iter()
-                .find(|server| server.holds(&part))
-                .map(|server| (server, rule))
+            self.servers.iter().find(|server| server.holds(&part)).map(|server| (server, rule))
         })
     }
 }
@@ -221,29 +208,17 @@ impl Sender {
         let read = list::addresses(from);
         let Some((name, address)) = Address::all(from).into_iter().next() else {
             let (name, word) = read.into_iter().next().unwrap_or_default();
-            return Self {
-                address: None,
-                name: name_or_local(name, &word),
-                mended: None,
-            };
+            return Self { address: None, name: name_or_local(name, &word), mended: None };
         };
         let mut specs = read.iter().map(|(_, spec)| spec).filter(|spec| !spec.is_empty());
         let plain = specs.next().and_then(|spec| Address::from_spec(spec)).as_ref() == Some(&address);
         let mended = (!plain || specs.next().is_some()).then(|| address.with_name(&name));
-        Self {
-            name: name_or_local(name, address.as_str()),
-            mended,
-            address: Some(address),
-        }
+        Self { name: name_or_local(name, address.as_str()), mended, address: Some(address) }
     }
 }
 
 fn name_or_local(name: String, spec: &str) -> String {
-    if name.is_empty() {
-        spec.split('@').next().unwrap_or_default().to_owned()
-    } else {
-        name
-    }
+    if name.is_empty() { spec.split('@').next().unwrap_or_default().to_owned() } else { name }
 }
 
 /// The address Odoo sends notifications from, `{mail.default.from}@{mail.catchall.domain}`. `default_from` may be a full

@@ -98,13 +98,7 @@ pub fn parse<T>(
     credentials: Option<&Path>,
     read: impl FnOnce(&mut Section<'_>) -> T,
 ) -> Parsed<T> {
-    let file = File {
-        text,
-        folder,
-        credentials,
-        mistakes: RefCell::default(),
-        known: RefCell::default(),
-    };
+    let file = File { text, folder, credentials, mistakes: RefCell::default(), known: RefCell::default() };
     let (table, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
         let line = error.span().map_or(0, |span| file.line(&span));
@@ -134,13 +128,7 @@ impl<'i> Section<'i> {
                 value: Some(value),
             })
             .collect();
-        Self {
-            file,
-            path,
-            line,
-            entries,
-            asked: Vec::new(),
-        }
+        Self { file, path, line, entries, asked: Vec::new() }
     }
 
     /// The value of `key`, if it is there and right.
@@ -178,10 +166,7 @@ impl<'i> Section<'i> {
         if range.contains(&value) {
             return value;
         }
-        self.mistake(
-            key,
-            format!("is out of range: from {:?} to below {:?}", range.start, range.end),
-        );
+        self.mistake(key, format!("is out of range: from {:?} to below {:?}", range.start, range.end));
         default
     }
 
@@ -193,10 +178,7 @@ impl<'i> Section<'i> {
         match u32::try_from(value) {
             Ok(value) if range.contains(&value) => value,
             _ => {
-                self.mistake(
-                    key,
-                    format!("is out of range: from {} to {}", range.start(), range.end()),
-                );
+                self.mistake(key, format!("is out of range: from {} to {}", range.start(), range.end()));
                 default
             }
         }
@@ -206,7 +188,7 @@ impl<'i> Section<'i> {
     /// empty or readable by everyone is a mistake.
     pub fn secret_file(&mut self, key: &'static str) -> Option<SecretString> {
         let path = self.path_of(key)?;
-        match read_secret(&path) {
+        match check_private(&path).and_then(|()| read_secret(&path)) {
             Ok(secret) => Some(secret),
             Err(error) => {
                 self.mistake(key, error);
@@ -218,11 +200,7 @@ impl<'i> Section<'i> {
     /// The path that `key` names: relative ones are looked up in `$CREDENTIALS_DIRECTORY`, then beside the file.
     pub fn path_of(&mut self, key: &'static str) -> Option<PathBuf> {
         let name: PathBuf = self.get(key)?;
-        let credential = self
-            .file
-            .credentials
-            .map(|folder| folder.join(&name))
-            .filter(|path| path.exists());
+        let credential = self.file.credentials.map(|folder| folder.join(&name)).filter(|path| path.exists());
         Some(credential.unwrap_or_else(|| self.file.folder.join(&name)))
     }
 
@@ -293,29 +271,18 @@ impl<'i> Section<'i> {
 
     /// The line of `key`, else of the section.
     fn line_of(&self, key: &str) -> usize {
-        self.entries
-            .iter()
-            .find(|entry| entry.key == key)
-            .map_or(self.line, |entry| entry.line)
+        self.entries.iter().find(|entry| entry.key == key).map_or(self.line, |entry| entry.line)
     }
 
     fn take(&mut self, key: &'static str) -> Option<Spanned<DeValue<'i>>> {
         self.asked.push(key);
-        self.entries
-            .iter_mut()
-            .find(|entry| entry.key == key)?
-            .value
-            .take()
+        self.entries.iter_mut().find(|entry| entry.key == key)?.value.take()
     }
 
     /// What nobody asked for is unknown.
     fn finish(self) {
         self.file.known.borrow_mut().extend(self.asked.iter().map(|key| self.path_to(key)));
-        for entry in self
-            .entries
-            .iter()
-            .filter(|entry| !self.asked.contains(&entry.key.as_str()))
-        {
+        for entry in self.entries.iter().filter(|entry| !self.asked.contains(&entry.key.as_str())) {
             let near = self
                 .asked
                 .iter()
@@ -328,40 +295,42 @@ impl<'i> Section<'i> {
     }
 }
 
+/// What is wrong with a secret's file being readable by everyone, if it is.
+///
+/// # Errors
+/// The words, which follow the name of the key or option.
+pub fn check_private(path: &Path) -> Result<(), String> {
+    let mode = std::fs::metadata(path).map_or(0, |metadata| metadata.permissions().mode() & 0o777);
+    if mode & 0o007 == 0 {
+        return Ok(());
+    }
+    let shown = path.display();
+    Err(format!("names {shown}, which everyone may read (mode {mode:04o}): chmod 600 {shown}"))
+}
+
 /// A secret from its file, without the line end.
 ///
 /// # Errors
-/// What is wrong with the file, in words that follow the name of the key: missing, readable by everyone, empty, …
+/// What is wrong with the file, in words that follow the name of the key or option: missing, empty, several lines, …
 pub fn read_secret(path: &Path) -> Result<SecretString, String> {
     let shown = path.display();
-    let metadata = std::fs::metadata(path).map_err(|error| {
+    let unreadable = |error: std::io::Error| {
         format!("names {shown}, which cannot be read: {error}: create it, with the secret as its only line")
-    })?;
+    };
+    let metadata = std::fs::metadata(path).map_err(unreadable)?;
     if !metadata.is_file() {
         return Err(format!("names {shown}, which is not a file"));
     }
-    let mode = metadata.permissions().mode() & 0o777;
-    if mode & 0o007 != 0 {
-        return Err(format!(
-            "names {shown}, which everyone may read (mode {mode:04o}): chmod 600 {shown}"
-        ));
-    }
     if metadata.len() > 65_536 {
-        return Err(format!(
-            "names {shown}, which is too large for a secret ({} bytes)",
-            metadata.len()
-        ));
+        return Err(format!("names {shown}, which is too large for a secret ({} bytes)", metadata.len()));
     }
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| format!("names {shown}, which cannot be read: {error}"))?;
+    let text = std::fs::read_to_string(path).map_err(unreadable)?;
     let secret = text.trim_end_matches(['\r', '\n']);
     if secret.is_empty() {
         return Err(format!("names {shown}, which is empty: write the secret into it"));
     }
     if secret.contains(['\r', '\n']) {
-        return Err(format!(
-            "names {shown}, which has several lines: the secret must be its only line"
-        ));
+        return Err(format!("names {shown}, which has several lines: the secret must be its only line"));
     }
     Ok(SecretString::from(secret))
 }
@@ -375,9 +344,7 @@ impl<'de> Deserialize<'de> for Span {
             || serde::de::Error::custom("is not a duration: write a number with its unit, like \"2 days\"");
         let text = String::deserialize(deserializer).map_err(|_| wrong())?;
         let span: jiff::Span = text.parse().map_err(|_| wrong())?;
-        let duration = span
-            .to_duration(jiff::SpanRelativeTo::days_are_24_hours())
-            .map_err(|_| wrong())?;
+        let duration = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(|_| wrong())?;
         Duration::try_from(duration).map(Self).map_err(|_| wrong())
     }
 }
@@ -422,18 +389,12 @@ impl<'de> Deserialize<'de> for HostPort {
         let wrong = || serde::de::Error::custom("is not a host and port, like \"smtp.office365.com:587\"");
         let text = String::deserialize(deserializer).map_err(|_| wrong())?;
         let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
-        let host = host
-            .strip_prefix('[')
-            .and_then(|host| host.strip_suffix(']'))
-            .unwrap_or(host);
+        let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
         let port = port.parse().ok().filter(|&port| port != 0).ok_or_else(wrong)?;
         if host.is_empty() || host.contains(|c: char| c.is_whitespace() || c == '/') {
             return Err(wrong());
         }
-        Ok(Self {
-            host: host.to_owned(),
-            port,
-        })
+        Ok(Self { host: host.to_owned(), port })
     }
 }
 
@@ -487,10 +448,7 @@ mod tests {
     fn a_syntax_error_is_said_alone_and_without_its_line() {
         let found = mistakes("a = 1\nclient_secret = hunter2secret\nb = 1\n", |_| ());
         assert_eq!(found.len(), 1, "{found:?}");
-        assert!(
-            found[0].starts_with("2: is not TOML") && !found[0].contains("hunter2secret"),
-            "{found:?}"
-        );
+        assert!(found[0].starts_with("2: is not TOML") && !found[0].contains("hunter2secret"), "{found:?}");
     }
 
     #[test]
@@ -498,17 +456,11 @@ mod tests {
         let text = "a = '2 days'\nb = '35 MiB'\nc = 5\nd = '5'\ne = '1h 30m'\nf = '500kB'\n";
         let found = mistakes(text, |root| {
             let all = Duration::ZERO..Duration::MAX;
-            assert_eq!(
-                root.duration("a", Duration::ZERO, all.clone()),
-                Duration::from_secs(172_800)
-            );
+            assert_eq!(root.duration("a", Duration::ZERO, all.clone()), Duration::from_secs(172_800));
             assert_eq!(root.get("b"), Some(Size(35 << 20)));
             assert_eq!(root.duration("c", Duration::ZERO, all.clone()), Duration::ZERO);
             assert_eq!(root.get::<Size>("d"), None);
-            assert_eq!(
-                root.duration("e", Duration::ZERO, all),
-                Duration::from_secs(5_400)
-            );
+            assert_eq!(root.duration("e", Duration::ZERO, all), Duration::from_secs(5_400));
             assert_eq!(root.get("f"), Some(Size(500_000)));
         });
         assert_eq!(found.len(), 2, "{found:?}");
@@ -536,14 +488,8 @@ mod tests {
             }
         });
         let said: Vec<_> = parsed.mistakes.iter().map(|mistake| mistake.message.as_str()).collect();
-        assert!(
-            said[0].contains("everyone may read (mode 0644): chmod 600"),
-            "{said:?}"
-        );
-        assert!(
-            said[1].contains("is empty") && said[2].contains("several lines"),
-            "{said:?}"
-        );
+        assert!(said[0].contains("everyone may read (mode 0644): chmod 600"), "{said:?}");
+        assert!(said[1].contains("is empty") && said[2].contains("several lines"), "{said:?}");
         assert!(said[3].contains("cannot be read"), "{said:?}");
     }
 }

@@ -30,23 +30,22 @@ pub enum Error {
     Roots(#[source] rustls::Error),
 }
 
+/// Makes aws-lc-rs the process's cryptography, before anything uses TLS.
+pub fn install_provider() {
+    // It fails only where one is installed already, which is as good.
+    drop(aws_lc_rs::default_provider().install_default());
+}
+
 /// The certificates of a PEM file.
 ///
 /// # Errors
 /// A file that cannot be read, that is not PEM, or that holds none.
 pub fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, Error> {
-    let read = |source| Error::Read {
-        path: path.to_owned(),
-        source,
-    };
-    let certificates: Vec<_> = CertificateDer::pem_file_iter(path)
-        .map_err(read)?
-        .collect::<Result<_, _>>()
-        .map_err(read)?;
+    let read = |source| Error::Read { path: path.to_owned(), source };
+    let certificates: Vec<_> =
+        CertificateDer::pem_file_iter(path).map_err(read)?.collect::<Result<_, _>>().map_err(read)?;
     if certificates.is_empty() {
-        return Err(Error::Empty {
-            path: path.to_owned(),
-        });
+        return Err(Error::Empty { path: path.to_owned() });
     }
     Ok(certificates)
 }

@@ -6,10 +6,7 @@
 
 /// The characters of RFC 5322's `specials` that end an atom.
 fn is_special(c: char) -> bool {
-    matches!(
-        c,
-        '(' | ')' | '<' | '>' | '@' | ',' | ':' | ';' | '.' | '"' | '[' | ']'
-    )
+    matches!(c, '(' | ')' | '<' | '>' | '@' | ',' | ':' | ';' | '.' | '"' | '[' | ']')
 }
 
 fn is_folding(c: char) -> bool {
@@ -27,18 +24,12 @@ fn ends_phrase_word(c: char) -> bool {
 
 /// Every mailbox in `text` as display name and addr-spec: Odoo's `email_split_tuples`.
 pub(crate) fn mailboxes(text: &str) -> Vec<(String, String)> {
-    let mut found: Vec<_> = addresses(text)
-        .into_iter()
-        .filter(|(_, spec)| spec.contains('@'))
-        .collect();
+    let mut found: Vec<_> = addresses(text).into_iter().filter(|(_, spec)| spec.contains('@')).collect();
     // `foo@bar@example.com` is read as `@example.com`: look for anything shaped like an address instead.
     if found.iter().any(|(_, spec)| spec.starts_with('@')) {
         let shaped = address_shaped(text);
         if !shaped.is_empty() {
-            found = shaped
-                .into_iter()
-                .map(|spec| (String::new(), spec.to_owned()))
-                .collect();
+            found = shaped.into_iter().map(|spec| (String::new(), spec.to_owned())).collect();
         }
     }
     found.into_iter().map(split_at_spaces).collect()
@@ -64,11 +55,7 @@ fn split_at_spaces((name, spec): (String, String)) -> (String, String) {
 
 /// The display name and addr-spec as Odoo's `formataddr` writes them, before any encoding for transport.
 pub(crate) fn format(name: &str, spec: &str) -> String {
-    if name.is_empty() {
-        spec.to_owned()
-    } else {
-        format!("{} <{spec}>", quote(name))
-    }
+    if name.is_empty() { spec.to_owned() } else { format!("{} <{spec}>", quote(name)) }
 }
 
 /// RFC 5322 section 3.2.4, quoted-string.
@@ -104,11 +91,7 @@ fn domain_length(run: &str) -> Option<usize> {
         if byte == b'.' && letters >= 2 && at > 0 {
             return Some(at + 1 + letters.min(63));
         }
-        letters = if byte.is_ascii_alphabetic() {
-            letters + 1
-        } else {
-            0
-        };
+        letters = if byte.is_ascii_alphabetic() { letters + 1 } else { 0 };
     }
     None
 }
@@ -116,11 +99,7 @@ fn domain_length(run: &str) -> Option<usize> {
 /// Python's `email.utils.getaddresses`, not strict: pairs of display name and addr-spec. What cannot be read gives an
 /// empty pair, and a lone word gives an addr-spec without `@`.
 pub(crate) fn addresses(text: &str) -> Vec<(String, String)> {
-    let mut reader = Reader {
-        text,
-        at: 0,
-        comments: Vec::new(),
-    };
+    let mut reader = Reader { text, at: 0, comments: Vec::new() };
     let mut found = Vec::new();
     // How deep the reader is in groups (`name: a, b;`), and what had been found before the outermost one.
     let (mut depth, mut before_group) = (0_usize, 0);
@@ -329,11 +308,7 @@ impl<'a> Reader<'a> {
         self.bump();
         self.skip_space();
         let domain = self.domain();
-        if domain.is_empty() {
-            domain
-        } else {
-            format!("{spec}@{domain}")
-        }
+        if domain.is_empty() { domain } else { format!("{spec}@{domain}") }
     }
 
     /// Empty for a domain with a second `@` behind it: neither half can be trusted.

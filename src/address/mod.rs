@@ -56,17 +56,10 @@ impl Address {
         if local.is_empty() || domain.is_empty() || spec.contains(refused) {
             return None;
         }
-        let local = if local.is_ascii() {
-            local.to_ascii_lowercase()
-        } else {
-            local.to_owned()
-        };
+        let local = if local.is_ascii() { local.to_ascii_lowercase() } else { local.to_owned() };
         let spec = format!("{local}@{}", domain.to_lowercase());
         match list::addresses(&spec).as_slice() {
-            [(name, read)] if name.is_empty() && *read == spec => Some(Self {
-                at: local.len(),
-                spec,
-            }),
+            [(name, read)] if name.is_empty() && *read == spec => Some(Self { at: local.len(), spec }),
             _ => None,
         }
     }
@@ -105,9 +98,7 @@ impl TryFrom<&str> for Address {
     /// Takes one bare address. A display name is refused here: where a person writes an address (the configuration, a
     /// command), a name around it is a mistake that should not pass in silence.
     fn try_from(text: &str) -> Result<Self, InvalidAddress> {
-        Self::from_spec(text.trim()).ok_or_else(|| InvalidAddress {
-            text: text.chars().take(100).collect(),
-        })
+        Self::from_spec(text.trim()).ok_or_else(|| InvalidAddress { text: text.chars().take(100).collect() })
     }
 }
 

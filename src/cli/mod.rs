@@ -1,1 +1,121 @@
-//! Written next.
+//! The command line: one file per command. Exit codes: 0 well, 1 failure, 2 usage, 78 configuration (sysexits.h).
+
+mod check;
+mod connect;
+mod queue;
+mod route;
+mod run;
+mod status;
+mod table;
+
+use crate::config::{Config, Mistakes};
+use crate::tls;
+use clap::{Parser, Subcommand};
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// The exit code for a configuration that cannot be used: EX_CONFIG of sysexits.h. The unit file keeps systemd from
+/// restarting into it.
+const EX_CONFIG: u8 = 78;
+
+/// A mail relay between Odoo and Microsoft 365.
+///
+/// Odoo hands its outgoing mail to the relay over SMTP; each message goes out through the Microsoft 365 mailbox whose
+/// From filter matches. Received mail is pushed from the mailboxes' inboxes into Odoo.
+#[derive(Debug, Parser)]
+#[command(name = "outlook-relay", version, propagate_version = true)]
+pub struct Cli {
+    /// The configuration.
+    #[arg(short, long, global = true, value_name = "FILE", default_value = "/etc/outlook-relay/relay.toml")]
+    config: PathBuf,
+    /// Prints JSON where a person would read a table.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs the daemon; logs to stderr.
+    Run,
+    /// Checks the configuration, offline: one line for each mistake.
+    Check,
+    /// Says which mailbox a From would go out through, by which rule, and with which From.
+    Route {
+        /// The From header, like 'John Doe <john@example.com>'.
+        #[arg(long, value_name = "FROM")]
+        from: String,
+    },
+    /// Gives a mailbox its refresh token, so that the relay may use it. Works while the daemon runs, too.
+    Connect {
+        /// The mailbox's address, as in the configuration.
+        mailbox: String,
+        /// A file with the refresh token as its only line: it is taken over into the store.
+        #[arg(long, value_name = "FILE")]
+        refresh_token_file: PathBuf,
+    },
+    /// Shows the mailboxes, tokens, queue and inboxes of the running daemon; exits 0 only when all is well.
+    Status,
+    /// What waits to be sent.
+    #[command(subcommand)]
+    Queue(QueueCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum QueueCommand {
+    /// Lists the messages that wait or have failed, oldest first, with their last attempt.
+    List,
+}
+
+/// Runs the command that the process's arguments name.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    tls::install_provider();
+    match dispatch(&cli) {
+        Ok(code) => code,
+        Err(error) if broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let code = if error.is::<Mistakes>() { EX_CONFIG } else { 1 };
+            // One line, with its causes: `{:#}` is anyhow's way to say so. Mistakes have a line each.
+            drop(writeln!(std::io::stderr(), "{}{error:#}", if code == 1 { "outlook-relay: " } else { "" }));
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
+    let config = Config::load(&cli.config)?;
+    match &cli.command {
+        Command::Run => run::run(&config),
+        Command::Check => check::check(&config, &cli.config),
+        Command::Route { from } => route::route(&config, from, cli.json),
+        Command::Connect { mailbox, refresh_token_file } => {
+            connect::take_over(&config, mailbox, refresh_token_file, cli.json)
+        }
+        Command::Status => status::status(&config, cli.json),
+        Command::Queue(QueueCommand::List) => queue::list(&config, cli.json),
+    }
+}
+
+/// Prints a text and a line end.
+fn say(text: impl std::fmt::Display) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{text}")?;
+    Ok(())
+}
+
+/// Prints a value as JSON.
+fn say_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    say(serde_json::to_string_pretty(value)?)
+}
+
+/// Runs a short command's work; the daemon has a runtime of its own.
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
+/// Whoever read our output (`| head`) has seen enough: not a failure.
+fn broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}

@@ -76,10 +76,7 @@ impl Context {
         };
         match self.store.book(due.id, clock::now()).await {
             Ok(()) => {}
-            Err(store::Error::Write {
-                source: sqlx::Error::RowNotFound,
-                ..
-            }) => return Ended::Skipped,
+            Err(store::Error::Write { source: sqlx::Error::RowNotFound, .. }) => return Ended::Skipped,
             Err(error) => return Ended::Store(error),
         }
         let transaction = Box::pin(self.deliver(due, content, held, token)).await;
@@ -87,11 +84,7 @@ impl Context {
         match transaction {
             Ok(transaction) => {
                 let retry_for = self.mailbox.config.delivery.retry_for;
-                let when = Circumstances {
-                    now,
-                    retry_for,
-                    random: rand::random(),
-                };
+                let when = Circumstances { now, retry_for, random: rand::random() };
                 let decision = outcome::decide(due, &transaction, self.mailbox.address(), when);
                 self.settle(&decision.settlement).await;
                 self.log(due, &decision);
@@ -102,8 +95,7 @@ impl Context {
                 }
             }
             Err(Prevented::Trouble(judgement)) => {
-                self.settle(&outcome::put_back(due, &judgement.failure, now))
-                    .await;
+                self.settle(&outcome::put_back(due, &judgement.failure, now)).await;
                 Ended::Trouble(judgement)
             }
             Err(Prevented::NoToken(failure)) => {
@@ -127,12 +119,7 @@ impl Context {
             content = message::with_from(&content, from);
         }
         let outgoing = Outgoing {
-            recipients: due
-                .recipients
-                .iter()
-                .filter(|r| waits(r))
-                .map(|r| r.address.as_str())
-                .collect(),
+            recipients: due.recipients.iter().filter(|r| waits(r)).map(|r| r.address.as_str()).collect(),
             content: &content,
             eight_bit: due.eight_bit,
             smtputf8: due.smtputf8,
@@ -146,13 +133,7 @@ impl Context {
                         old.connection.quit().await;
                     }
                     match Box::pin(Connection::open(self.target(), token.secret())).await {
-                        Ok(connection) => (
-                            Held {
-                                connection,
-                                token: token.clone(),
-                            },
-                            false,
-                        ),
+                        Ok(connection) => (Held { connection, token: token.clone() }, false),
                         Err(fault) => {
                             let judgement = self.judge(fault);
                             if judgement.special != Special::NewToken || renewed {
@@ -197,10 +178,7 @@ impl Context {
     fn judge(&self, fault: Fault) -> Judgement {
         match fault {
             Fault::Refused(step, reply) => judge(&reply, step, self.mailbox.address()),
-            Fault::Failed(failure) => Judgement {
-                failure,
-                special: Special::No,
-            },
+            Fault::Failed(failure) => Judgement { failure, special: Special::No },
         }
     }
 
@@ -208,10 +186,7 @@ impl Context {
     async fn renewed(&self, token: &AccessToken) -> Result<AccessToken, Prevented> {
         let mailbox = self.mailbox.address();
         self.tokens.refused(mailbox, token);
-        self.tokens
-            .access_token(mailbox)
-            .await
-            .map_err(Prevented::NoToken)
+        self.tokens.access_token(mailbox).await.map_err(Prevented::NoToken)
     }
 
     /// Writes an outcome down, however long that takes: what was sent must not be sent again. Only a store that is
@@ -253,23 +228,11 @@ impl Context {
                 attempts, seconds, "sent");
         }
         for (to, failure) in &decision.failed {
-            let Failure {
-                class,
-                code,
-                reply,
-                advice,
-                ..
-            } = failure;
+            let Failure { class, code, reply, advice, .. } = failure;
             tracing::error!(%mailbox, %id, message_id, to, %class, code, reply, advice, "failed");
         }
         if let (Some(failure), Next::Again { at, unknown }) = (&decision.deferred, decision.settlement.next) {
-            let Failure {
-                class,
-                code,
-                reply,
-                advice,
-                ..
-            } = failure;
+            let Failure { class, code, reply, advice, .. } = failure;
             tracing::warn!(%mailbox, %id, message_id, %class, code, reply, advice, unknown, next = %at, "deferred");
         }
     }
@@ -295,12 +258,7 @@ fn was_stale(transaction: &Transaction) -> bool {
 
 /// The first few of many.
 fn names(addresses: &[String]) -> String {
-    let first = addresses
-        .iter()
-        .take(3)
-        .map(String::as_str)
-        .collect::<Vec<_>>()
-        .join(", ");
+    let first = addresses.iter().take(3).map(String::as_str).collect::<Vec<_>>().join(", ");
     match addresses.len().saturating_sub(3) {
         0 => first,
         more => format!("{first} and {more} more"),

@@ -72,11 +72,8 @@ impl Bed {
         let smtp = Smtp::start(&certificates, entra.check()).await;
         entra.set_client("app", None);
         let folder = tempfile::tempdir().unwrap();
-        let (store, writer) = Store::open(&store::Config {
-            path: folder.path().join("relay.db"),
-        })
-        .await
-        .unwrap();
+        let (store, writer) =
+            Store::open(&store::Config { path: folder.path().join("relay.db") }).await.unwrap();
         tokio::spawn(writer.run());
         let (authority, endpoint) = (entra.authority(), smtp.endpoint());
         let text = format!(
@@ -193,10 +190,7 @@ impl Bed {
     /// Waits until the only message was tried, and waits or failed.
     pub(super) async fn tried(&self) -> Queued {
         let tried = |queued: &[Queued]| match queued {
-            [one] => one
-                .attempts
-                .last()
-                .is_some_and(|attempt| attempt.ended_at.is_some()),
+            [one] => one.attempts.last().is_some_and(|attempt| attempt.ended_at.is_some()),
             _ => false,
         };
         self.queue("one message was tried", tried).await.remove(0)
@@ -205,19 +199,12 @@ impl Bed {
     pub(super) async fn paused(&self) -> Status {
         let mut status = self.status.clone();
         let paused = status.wait_for(|status| status.paused_until.is_some());
-        tokio::time::timeout(Duration::from_secs(20), paused)
-            .await
-            .unwrap()
-            .unwrap()
-            .clone()
+        tokio::time::timeout(Duration::from_secs(20), paused).await.unwrap().unwrap().clone()
     }
 
     pub(super) async fn stop(self) {
         self.soft.cancel();
-        tokio::time::timeout(Duration::from_secs(20), self.worker)
-            .await
-            .unwrap()
-            .unwrap();
+        tokio::time::timeout(Duration::from_secs(20), self.worker).await.unwrap().unwrap();
     }
 }
 
@@ -226,11 +213,7 @@ pub(super) fn john() -> Address {
 }
 
 pub(super) fn states(queued: &Queued) -> Vec<RecipientState> {
-    queued
-        .recipients
-        .iter()
-        .map(|recipient| recipient.state)
-        .collect()
+    queued.recipients.iter().map(|recipient| recipient.state).collect()
 }
 
 /// Seconds until the next attempt, from the last one's end.

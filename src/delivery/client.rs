@@ -102,13 +102,7 @@ impl Connection {
         let connect = Box::pin(AsyncSmtpConnection::connect_with_transport(wire, &hello));
         let mut smtp = step(timeouts.greeting, Step::Greeting, "EHLO", connect).await?;
         // Once more, since lettre keeps neither SIZE nor the text of the reply.
-        let reply = step(
-            timeouts.greeting,
-            Step::Greeting,
-            "EHLO",
-            smtp.command(Ehlo::new(hello)),
-        )
-        .await?;
+        let reply = step(timeouts.greeting, Step::Greeting, "EHLO", smtp.command(Ehlo::new(hello))).await?;
         let now = Instant::now();
         let mut connection = Self {
             smtp,
@@ -134,11 +128,8 @@ impl Connection {
     /// SASL XOAUTH2 with an initial response; nothing but 235 counts (RFC 4954 section 4).
     async fn sign_in(&mut self, token: &str) -> Result<(), Fault> {
         if !self.offers.xoauth2 {
-            let failure = Failure::new(
-                Class::Administrator,
-                "no XOAUTH2",
-                "the server does not offer AUTH XOAUTH2",
-            );
+            let failure =
+                Failure::new(Class::Administrator, "no XOAUTH2", "the server does not offer AUTH XOAUTH2");
             let advice = "check that [microsoft] smtp names Microsoft's submission service, like smtp.office365.com:587";
             return Err(Fault::Failed(failure.advise(advice)));
         }
@@ -151,9 +142,7 @@ impl Connection {
             return Err(Fault::Failed(unexpected("AUTH", &answer)));
         }
         // An error for machines; an empty line asks for the one for people.
-        let challenge = STANDARD
-            .decode(answer.first_word().unwrap_or_default())
-            .unwrap_or_default();
+        let challenge = STANDARD.decode(answer.first_word().unwrap_or_default()).unwrap_or_default();
         match self.auth("\r\n").await {
             Err(Fault::Refused(step, mut reply)) => {
                 let challenge = one_line(&redacted(&String::from_utf8_lossy(&challenge)));
@@ -168,21 +157,15 @@ impl Connection {
     /// A command of the sign-in; a reply that quotes it is cleaned of the token.
     async fn auth(&mut self, command: impl Display) -> Result<Response, Fault> {
         let sent = self.smtp.command(command);
-        step(self.timeouts.greeting, Step::Auth, "AUTH", sent)
-            .await
-            .map_err(|fault| match fault {
-                Fault::Refused(step, reply) => Fault::Refused(
-                    step,
-                    Reply {
-                        text: redacted(&reply.text),
-                        ..reply
-                    },
-                ),
-                Fault::Failed(failure) => {
-                    let reply = redacted(&failure.reply);
-                    Fault::Failed(Failure { reply, ..failure })
-                }
-            })
+        step(self.timeouts.greeting, Step::Auth, "AUTH", sent).await.map_err(|fault| match fault {
+            Fault::Refused(step, reply) => {
+                Fault::Refused(step, Reply { text: redacted(&reply.text), ..reply })
+            }
+            Fault::Failed(failure) => {
+                let reply = redacted(&failure.reply);
+                Fault::Failed(Failure { reply, ..failure })
+            }
+        })
     }
 
     /// Whether another message can go over it.
@@ -224,10 +207,7 @@ impl Connection {
                 recipients.push(Rcpt::Refused(reply));
                 continue;
             }
-            match self
-                .command(Step::Rcpt, format!("RCPT TO:<{recipient}>\r\n"))
-                .await
-            {
+            match self.command(Step::Rcpt, format!("RCPT TO:<{recipient}>\r\n")).await {
                 Ok(_) => recipients.push(Rcpt::Accepted),
                 Err(Fault::Failed(failure)) => return Err(End::Lost(failure)),
                 Err(Fault::Refused(step, reply)) => {
@@ -303,9 +283,7 @@ impl Connection {
     /// there is none only when it is about to send the dot: so each has its own timeout, and it is known which failed.
     async fn data(&mut self, body: &[u8]) -> End {
         let (at, mut now_at) = watch::channel(Sending::Blocks(0));
-        let blocks = body
-            .chunks(BLOCK)
-            .inspect(|_| at.send_modify(Sending::next_block));
+        let blocks = body.chunks(BLOCK).inspect(|_| at.send_modify(Sending::next_block));
         let blocks = blocks.chain(std::iter::from_fn(|| {
             at.send_replace(Sending::Dot);
             None
@@ -313,11 +291,7 @@ impl Connection {
         let Timeouts { block, dot, .. } = self.timeouts;
         let mut sent = Box::pin(self.smtp.message_iter(blocks));
         let result = loop {
-            let limit = if *now_at.borrow_and_update() == Sending::Dot {
-                dot
-            } else {
-                block
-            };
+            let limit = if *now_at.borrow_and_update() == Sending::Dot { dot } else { block };
             tokio::select! {
                 result = &mut sent => break result.map_err(|error| fault(Step::Dot, "the message", &error)),
                 Ok(()) = now_at.changed() => {}

@@ -12,12 +12,7 @@ fn quick() -> Timeouts {
 impl Server {
     async fn open_within(&self, timeouts: Timeouts) -> Result<Connection, Fault> {
         let mailbox = Address::normalise("john@example.com").unwrap();
-        let target = Target {
-            server: &self.address,
-            mailbox: &mailbox,
-            tls: &self.tls,
-            timeouts,
-        };
+        let target = Target { server: &self.address, mailbox: &mailbox, tls: &self.tls, timeouts };
         Connection::open(target, "token").await
     }
 
@@ -32,9 +27,7 @@ impl Server {
 
 async fn fails_to_open(script: Vec<Play>, timeouts: Timeouts) -> Fault {
     let server = server(script).await;
-    let Err(fault) = server.open_within(timeouts).await else {
-        panic!("it opened")
-    };
+    let Err(fault) = server.open_within(timeouts).await else { panic!("it opened") };
     drop(server.taken().await);
     fault
 }
@@ -47,12 +40,7 @@ fn code(fault: &Fault) -> &str {
 }
 
 fn to<'a>(recipients: &[&'a str], content: &'a [u8]) -> Outgoing<'a> {
-    Outgoing {
-        recipients: recipients.to_vec(),
-        content,
-        eight_bit: false,
-        smtputf8: false,
-    }
+    Outgoing { recipients: recipients.to_vec(), content, eight_bit: false, smtputf8: false }
 }
 
 #[tokio::test]
@@ -66,49 +54,28 @@ async fn what_comes_in_plain_text_after_starttls_is_refused() {
 
 #[tokio::test]
 async fn nothing_is_sent_without_encryption() {
-    let script = vec![
-        Say("220 hello\r\n"),
-        HearLike("EHLO "),
-        Say("250-hello\r\n250 AUTH XOAUTH2\r\n"),
-        BeSilent,
-    ];
-    assert_eq!(
-        code(&fails_to_open(script, Timeouts::default()).await),
-        "no STARTTLS"
-    );
+    let script =
+        vec![Say("220 hello\r\n"), HearLike("EHLO "), Say("250-hello\r\n250 AUTH XOAUTH2\r\n"), BeSilent];
+    assert_eq!(code(&fails_to_open(script, Timeouts::default()).await), "no STARTTLS");
 }
 
 #[tokio::test]
 async fn a_certificate_that_is_not_trusted_is_the_administrators() {
     let mut strange = server([GREETING, &[BeSilent]].concat()).await;
     strange.tls = server(vec![]).await.tls;
-    let Err(Fault::Failed(failure)) = strange.open().await else {
-        panic!("it opened")
-    };
-    assert_eq!(
-        (failure.class, failure.code.as_str()),
-        (Class::Administrator, "certificate"),
-        "{failure}"
-    );
+    let Err(Fault::Failed(failure)) = strange.open().await else { panic!("it opened") };
+    assert_eq!((failure.class, failure.code.as_str()), (Class::Administrator, "certificate"), "{failure}");
 }
 
 #[tokio::test]
 async fn a_refused_sign_in_is_reported_as_the_service_said_it() {
     let refusal = "535 5.7.3 Authentication unsuccessful [AM0PR02CA0001]\r\n";
-    let script = [
-        GREETING,
-        EHLO,
-        EHLO,
-        &[Hear(AUTH), Say(refusal), Hear("QUIT"), Say("221 2.0.0 bye\r\n")],
-    ]
-    .concat();
+    let script =
+        [GREETING, EHLO, EHLO, &[Hear(AUTH), Say(refusal), Hear("QUIT"), Say("221 2.0.0 bye\r\n")]].concat();
     let Fault::Refused(Step::Auth, reply) = fails_to_open(script, Timeouts::default()).await else {
         panic!("not refused")
     };
-    assert_eq!(
-        reply.to_string(),
-        "535 5.7.3 Authentication unsuccessful [AM0PR02CA0001]"
-    );
+    assert_eq!(reply.to_string(), "535 5.7.3 Authentication unsuccessful [AM0PR02CA0001]");
 }
 
 #[tokio::test]
@@ -126,10 +93,7 @@ async fn a_challenge_is_answered_and_the_535_read() {
         panic!("not refused")
     };
     assert_eq!(reply.codes(), "535 5.7.3");
-    assert_eq!(
-        reply.text,
-        "Authentication unsuccessful {\"status\":\"400\",\"schemes\":\"Bearer\"}"
-    );
+    assert_eq!(reply.text, "Authentication unsuccessful {\"status\":\"400\",\"schemes\":\"Bearer\"}");
 }
 
 #[tokio::test]
@@ -139,23 +103,14 @@ async fn only_235_signs_in() {
         code(&fails_to_open([GREETING, EHLO, EHLO, &tail].concat(), Timeouts::default()).await),
         "protocol"
     );
-    let tail = [
-        Hear(AUTH),
-        Say("334 \r\n"),
-        Hear(""),
-        Say("235 2.7.0 after all\r\n"),
-        BeSilent,
-    ];
+    let tail = [Hear(AUTH), Say("334 \r\n"), Hear(""), Say("235 2.7.0 after all\r\n"), BeSilent];
     assert_eq!(
         code(&fails_to_open([GREETING, EHLO, EHLO, &tail].concat(), Timeouts::default()).await),
         "protocol"
     );
     let plain = [HearLike("EHLO "), Say("250-hello\r\n250 AUTH LOGIN PLAIN\r\n")];
     let script = [GREETING, &plain, &plain, &[BeSilent]].concat();
-    assert_eq!(
-        code(&fails_to_open(script, Timeouts::default()).await),
-        "no XOAUTH2"
-    );
+    assert_eq!(code(&fails_to_open(script, Timeouts::default()).await), "no XOAUTH2");
 }
 
 #[tokio::test]
@@ -164,21 +119,15 @@ async fn a_quoted_token_is_not_repeated() {
         "500 5.5.1 what is dXNlcj1qb2huQGV4YW1wbGUuY29tAWF1dGg9QmVhcmVyIHRva2VuAQEdXNlcj1qb2huQGV4YW1wbGU= now\r\n",
     );
     let script = [GREETING, EHLO, EHLO, &[Hear(AUTH), quoted, Hear("QUIT")]].concat();
-    assert_eq!(
-        code(&fails_to_open(script, Timeouts::default()).await),
-        "what is […] now"
-    );
+    assert_eq!(code(&fails_to_open(script, Timeouts::default()).await), "what is […] now");
 }
 
 #[tokio::test]
 async fn endless_replies_and_silence_end_at_each_step_of_the_greeting() {
     let open = open_session();
     for cut in [0, 2, 4, 7, 9, 11] {
-        for play in [
-            SayWithoutEnd("250-abcdefgh"),
-            SayWithoutEnd("250-abcdefgh\r\n"),
-            SayWithoutEnd("\r\n"),
-        ] {
+        for play in [SayWithoutEnd("250-abcdefgh"), SayWithoutEnd("250-abcdefgh\r\n"), SayWithoutEnd("\r\n")]
+        {
             let fault = fails_to_open([&open[..cut], &[play]].concat(), Timeouts::default()).await;
             assert_eq!(code(&fault), "connection lost", "{play:?} at {cut}");
         }
@@ -215,23 +164,14 @@ async fn a_refused_recipient_leaves_the_others() {
     ]);
     let server = server(script).await;
     let mut connection = server.open().await.ok().unwrap();
-    let transaction = connection
-        .send(&to(
-            &["a@example.org", "b@example.org", "c@example.org"],
-            b"a\r\n.\r\n",
-        ))
-        .await;
+    let transaction =
+        connection.send(&to(&["a@example.org", "b@example.org", "c@example.org"], b"a\r\n.\r\n")).await;
     let [Rcpt::Accepted, Rcpt::Refused(reply), Rcpt::Accepted] = transaction.recipients.as_slice() else {
         panic!("{transaction:?}")
     };
     assert_eq!(reply.to_string(), "550 5.1.1 User unknown");
-    let End::Taken(reply) = transaction.end else {
-        panic!("{:?}", transaction.end)
-    };
-    assert_eq!(
-        reply.to_string(),
-        "250 2.0.0 OK <1@AM0PR02MB0001> [Hostname=AM0PR02MB0001]"
-    );
+    let End::Taken(reply) = transaction.end else { panic!("{:?}", transaction.end) };
+    assert_eq!(reply.to_string(), "250 2.0.0 OK <1@AM0PR02MB0001> [Hostname=AM0PR02MB0001]");
     assert!(connection.is_usable());
     connection.quit().await;
     assert_eq!(server.taken().await, [b"a\r\n.\r\n"]);
@@ -250,11 +190,7 @@ const TRANSACTION: &[Play] = &[
 
 #[tokio::test]
 async fn the_message_arrives_byte_by_byte() {
-    let long = [
-        b"Subject: long\r\n\r\n".to_vec(),
-        b".\r\n..\r\n0123456789\r\n".repeat(30_000),
-    ]
-    .concat();
+    let long = [b"Subject: long\r\n\r\n".to_vec(), b".\r\n..\r\n0123456789\r\n".repeat(30_000)].concat();
     let messages: [&[u8]; 11] = [
         b"Subject: a\r\n\r\nends with a line end\r\n",
         b"Subject: a\r\n\r\nends in blank lines\r\n\r\n\r\n",
@@ -283,34 +219,17 @@ async fn the_message_arrives_byte_by_byte() {
     let taken = server.taken().await;
     assert_eq!(taken.len(), messages.len() + 1);
     for (taken, message) in taken.iter().zip(messages) {
-        assert!(
-            taken == message,
-            "{:?} became {:?}",
-            message.escape_ascii(),
-            taken.escape_ascii()
-        );
+        assert!(taken == message, "{:?} became {:?}", message.escape_ascii(), taken.escape_ascii());
     }
     assert_eq!(taken.last().unwrap(), b"no line end\r\n");
 }
 
 #[test]
 fn bare_line_ends_are_not_sent() {
-    for content in [
-        &b"a\n.\r\nb\r\n"[..],
-        b"\n",
-        b"a\r",
-        b"a\rb\r\n",
-        b"\r\r\n",
-        b"a\r\n\n",
-    ] {
+    for content in [&b"a\n.\r\nb\r\n"[..], b"\n", b"a\r", b"a\rb\r\n", b"\r\r\n", b"a\r\n\n"] {
         assert_eq!(body(content), None, "{:?}", content.escape_ascii());
     }
-    for (content, sent) in [
-        (&b""[..], &b""[..]),
-        (b"\r\n", b""),
-        (b"a\r\n\r\n", b"a\r\n"),
-        (b"a", b"a"),
-    ] {
+    for (content, sent) in [(&b""[..], &b""[..]), (b"\r\n", b""), (b"a\r\n\r\n", b"a\r\n"), (b"a", b"a")] {
         assert_eq!(body(content), Some(sent));
     }
 }
@@ -332,10 +251,7 @@ async fn parameters_are_given_where_needed_and_offered() {
 
     connection.offers = Offers::default();
     let end = connection.send(&message).await.end;
-    assert!(
-        matches!(&end, End::Unsendable(failure) if failure.class == Class::Message),
-        "{end:?}"
-    );
+    assert!(matches!(&end, End::Unsendable(failure) if failure.class == Class::Message), "{end:?}");
     message.smtputf8 = false;
     assert_eq!(connection.parameters(&message, b"").ok().unwrap(), "");
     for (recipient, speakable) in [
@@ -347,11 +263,7 @@ async fn parameters_are_given_where_needed_and_offered() {
         ("\"a\nb\"@example.org", false),
         ("\u{e4}@example.org", false),
     ] {
-        assert_eq!(
-            connection.unspeakable(recipient).is_none(),
-            speakable,
-            "{recipient:?}"
-        );
+        assert_eq!(connection.unspeakable(recipient).is_none(), speakable, "{recipient:?}");
     }
     drop(server.taken().await);
 }
@@ -360,25 +272,16 @@ async fn parameters_are_given_where_needed_and_offered() {
 async fn a_transaction_left_open_is_reset() {
     let mut script = open_session();
     script.extend(&TRANSACTION[..3]);
-    script.extend([
-        Say("550 5.1.1 User unknown\r\n"),
-        Hear("RSET"),
-        Say("250 2.0.0 Resetting\r\n"),
-    ]);
+    script.extend([Say("550 5.1.1 User unknown\r\n"), Hear("RSET"), Say("250 2.0.0 Resetting\r\n")]);
     script.extend(TRANSACTION);
-    script.push(Say(
-        "554 5.2.0 STOREDRV.Submission.Exception:SendAsDeniedException\r\n",
-    ));
+    script.push(Say("554 5.2.0 STOREDRV.Submission.Exception:SendAsDeniedException\r\n"));
     script.extend(TRANSACTION);
     script.push(Say("250 2.0.0 OK\r\n"));
     let server = server(script).await;
     let mut connection = server.open().await.ok().unwrap();
     let message = to(&["a@example.org"], b"a\r\n");
     assert!(matches!(connection.send(&message).await.end, End::NoRecipient));
-    assert!(matches!(
-        connection.send(&message).await.end,
-        End::Refused(Step::Dot, _)
-    ));
+    assert!(matches!(connection.send(&message).await.end, End::Refused(Step::Dot, _)));
     assert!(matches!(connection.send(&message).await.end, End::Taken(_)));
     assert_eq!(server.taken().await.len(), 2);
 }
@@ -387,26 +290,16 @@ async fn a_transaction_left_open_is_reset() {
 async fn too_many_recipients_and_the_mailboxs_trouble_end_the_recipients() {
     let mut script = open_session();
     script.extend(&TRANSACTION[..4]);
-    script.extend([
-        Hear("RCPT TO:<b@example.org>"),
-        Say("452 4.5.3 Too many recipients\r\n"),
-    ]);
+    script.extend([Hear("RCPT TO:<b@example.org>"), Say("452 4.5.3 Too many recipients\r\n")]);
     script.extend(&TRANSACTION[4..]);
     script.push(Say("250 2.0.0 OK\r\n"));
     script.extend(&TRANSACTION[..4]);
-    script.extend([
-        Hear("RCPT TO:<b@example.org>"),
-        Say("550 5.7.233 tenant's limit\r\n"),
-        Hear("QUIT"),
-    ]);
+    script.extend([Hear("RCPT TO:<b@example.org>"), Say("550 5.7.233 tenant's limit\r\n"), Hear("QUIT")]);
     let server = server(script).await;
     let mut connection = server.open().await.ok().unwrap();
     let message = to(&["a@example.org", "b@example.org", "c@example.org"], b"a\r\n");
     let transaction = connection.send(&message).await;
-    assert!(
-        matches!(transaction.end, End::Taken(_)) && transaction.recipients.len() == 2,
-        "{transaction:?}"
-    );
+    assert!(matches!(transaction.end, End::Taken(_)) && transaction.recipients.len() == 2, "{transaction:?}");
     let transaction = connection.send(&message).await;
     assert!(
         matches!(transaction.end, End::NoRecipient) && transaction.recipients.len() == 2,
@@ -434,40 +327,20 @@ async fn what_is_lost_behind_the_dot_is_unknown_and_before_it_is_not() {
         let is_behind = cut == 6;
         assert!(matches!(end, End::Unknown(_)) == is_behind, "at {cut}: {end:?}");
         let end = end_of(&[&TRANSACTION[..cut], &[BeSilent]].concat(), quick()).await;
-        assert!(
-            matches!(end, End::Unknown(_)) == is_behind,
-            "silent at {cut}: {end:?}"
-        );
+        assert!(matches!(end, End::Unknown(_)) == is_behind, "silent at {cut}: {end:?}");
     }
-    let end = end_of(
-        &[TRANSACTION, &[SayWithoutEnd("250-x")]].concat(),
-        Timeouts::default(),
-    )
-    .await;
+    let end = end_of(&[TRANSACTION, &[SayWithoutEnd("250-x")]].concat(), Timeouts::default()).await;
     assert!(matches!(end, End::Unknown(_)), "{end:?}");
-    let end = end_of(
-        &[TRANSACTION, &[Say("354 what?\r\n"), BeSilent]].concat(),
-        Timeouts::default(),
-    )
-    .await;
+    let end = end_of(&[TRANSACTION, &[Say("354 what?\r\n"), BeSilent]].concat(), Timeouts::default()).await;
     assert!(matches!(end, End::Unknown(_)), "{end:?}");
-    let end = end_of(
-        &[&TRANSACTION[..5], &[Say("250 what?\r\n"), BeSilent]].concat(),
-        Timeouts::default(),
-    )
-    .await;
+    let end =
+        end_of(&[&TRANSACTION[..5], &[Say("250 what?\r\n"), BeSilent]].concat(), Timeouts::default()).await;
     assert!(matches!(end, End::Lost(_)), "{end:?}");
-    let end = end_of(
-        &[&TRANSACTION[..1], &[Say("421 4.3.2 closing\r\n")]].concat(),
-        Timeouts::default(),
-    )
-    .await;
+    let end =
+        end_of(&[&TRANSACTION[..1], &[Say("421 4.3.2 closing\r\n")]].concat(), Timeouts::default()).await;
     assert!(matches!(end, End::Refused(Step::Mail, _)), "{end:?}");
-    let end = end_of(
-        &[&TRANSACTION[..3], &[Say("421 4.3.2 closing\r\n")]].concat(),
-        Timeouts::default(),
-    )
-    .await;
+    let end =
+        end_of(&[&TRANSACTION[..3], &[Say("421 4.3.2 closing\r\n")]].concat(), Timeouts::default()).await;
     assert!(matches!(end, End::Lost(_)), "{end:?}");
 }
 

@@ -20,11 +20,9 @@ impl Fault {
     /// As a failure of `what`, where a refusal is as bad as a loss.
     pub(super) fn into_failure(self, what: &str) -> Failure {
         match self {
-            Self::Refused(_, reply) => Failure::new(
-                Class::Transient,
-                "protocol",
-                format!("{what} was answered with {reply}"),
-            ),
+            Self::Refused(_, reply) => {
+                Failure::new(Class::Transient, "protocol", format!("{what} was answered with {reply}"))
+            }
             Self::Failed(failure) => failure,
         }
     }
@@ -83,28 +81,17 @@ pub(super) fn silent(what: &str, limit: Duration) -> Fault {
 
 /// A positive reply that is not the one to come: the dialogue is out of step.
 pub(super) fn unexpected(what: &str, answer: &Response) -> Failure {
-    Failure::new(
-        Class::Transient,
-        "protocol",
-        format!("{what} was answered with {}", reply(answer)),
-    )
+    Failure::new(Class::Transient, "protocol", format!("{what} was answered with {}", reply(answer)))
 }
 
 pub(super) fn reply(answer: &Response) -> Reply {
-    Reply::new(
-        answer.code().into(),
-        &answer.message().collect::<Vec<_>>().join(" "),
-    )
+    Reply::new(answer.code().into(), &answer.message().collect::<Vec<_>>().join(" "))
 }
 
 /// A text without long words: a server that quotes a command back must not bring the token into a log.
 pub(super) fn redacted(text: &str) -> String {
     let short = |word: &str| {
-        if word.len() > 64 {
-            "[…]".to_owned()
-        } else {
-            word.to_owned()
-        }
+        if word.len() > 64 { "[…]".to_owned() } else { word.to_owned() }
     };
     text.split(' ').map(short).collect::<Vec<_>>().join(" ")
 }

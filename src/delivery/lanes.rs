@@ -70,11 +70,7 @@ impl Lanes {
     /// How many attempts may be under way at a time, once nothing else holds them up.
     pub(super) fn width(&self, now: Timestamp) -> usize {
         let fewer = if now < self.restore_at { self.fewer } else { 0 };
-        let width = if self.pause.is_some() {
-            1
-        } else {
-            self.connections.saturating_sub(fewer).max(1)
-        };
+        let width = if self.pause.is_some() { 1 } else { self.connections.saturating_sub(fewer).max(1) };
         usize::try_from(width).unwrap_or(1)
     }
 
@@ -107,10 +103,7 @@ impl Lanes {
         if round != self.round {
             return failure;
         }
-        let before = self
-            .pause
-            .as_ref()
-            .filter(|pause| pause.failure.class == failure.class);
+        let before = self.pause.as_ref().filter(|pause| pause.failure.class == failure.class);
         let pauses = before.map_or(0, |pause| pause.pauses).saturating_add(1);
         let wait = policy::pause_for(failure.class, pauses, failure.retry_after, random);
         if special == Special::FewerConnections {
@@ -131,17 +124,8 @@ impl Lanes {
     /// There is no token: it is asked for again in a moment. A trouble from before goes on.
     pub(super) fn no_token(&mut self, round: u32, failure: Failure, now: Timestamp) {
         if round == self.round {
-            let (since, pauses) = self
-                .pause
-                .as_ref()
-                .map_or((now, 0), |pause| (pause.since, pause.pauses));
-            self.begin(Pause {
-                since,
-                began: now,
-                until: clock::after(now, TOKEN_WAIT),
-                pauses,
-                failure,
-            });
+            let (since, pauses) = self.pause.as_ref().map_or((now, 0), |pause| (pause.since, pause.pauses));
+            self.begin(Pause { since, began: now, until: clock::after(now, TOKEN_WAIT), pauses, failure });
         }
     }
 
@@ -152,11 +136,7 @@ impl Lanes {
 
     /// Somebody did something, perhaps what a pause waits for.
     pub(super) fn resume(&mut self) {
-        if let Some(pause) = self
-            .pause
-            .as_mut()
-            .filter(|pause| pause.failure.class.needs_a_person())
-        {
+        if let Some(pause) = self.pause.as_mut().filter(|pause| pause.failure.class.needs_a_person()) {
             pause.until = pause.until.min(clock::after(pause.began, SHORTEST_PAUSE));
         }
     }
@@ -176,13 +156,7 @@ impl Lanes {
 
 /// What a connection that is lost in the middle of a message says about the mailbox.
 pub(super) fn no_connection(failure: Failure) -> Judgement {
-    Judgement {
-        failure: Failure {
-            class: Class::Transient,
-            ..failure
-        },
-        special: Special::No,
-    }
+    Judgement { failure: Failure { class: Class::Transient, ..failure }, special: Special::No }
 }
 
 #[cfg(test)]
@@ -190,17 +164,11 @@ mod tests {
     use super::*;
 
     fn at(second: u64) -> Timestamp {
-        clock::after(
-            Timestamp::from_second(1_000_000).unwrap(),
-            Duration::from_secs(second),
-        )
+        clock::after(Timestamp::from_second(1_000_000).unwrap(), Duration::from_secs(second))
     }
 
     fn judgement(class: Class, special: Special) -> Judgement {
-        Judgement {
-            failure: Failure::new(class, "code", "reply"),
-            special,
-        }
+        Judgement { failure: Failure::new(class, "code", "reply"), special }
     }
 
     #[test]
@@ -213,20 +181,10 @@ mod tests {
         assert!(!lanes.works(before), "an attempt from before says nothing");
         lanes.trouble(before, judgement(Class::Administrator, Special::No), at(1), 0.5);
         assert_eq!(lanes.open_at(at(1)), at(5), "nor does a failed one");
-        lanes.trouble(
-            lanes.round(),
-            judgement(Class::Transient, Special::No),
-            at(5),
-            0.5,
-        );
+        lanes.trouble(lanes.round(), judgement(Class::Transient, Special::No), at(5), 0.5);
         assert_eq!(lanes.open_at(at(5)), at(15), "the second pause is longer");
         assert_eq!(lanes.pause().unwrap().since, at(0));
-        lanes.trouble(
-            lanes.round(),
-            judgement(Class::Administrator, Special::No),
-            at(15),
-            0.5,
-        );
+        lanes.trouble(lanes.round(), judgement(Class::Administrator, Special::No), at(15), 0.5);
         assert_eq!(lanes.open_at(at(15)), at(315), "another class counts anew");
         assert!(lanes.works(lanes.round()));
         assert_eq!((lanes.width(at(16)), lanes.open_at(at(16))), (3, at(16)));
@@ -236,12 +194,7 @@ mod tests {
     fn too_many_connections_become_fewer_for_an_hour() {
         let mut lanes = Lanes::new(3, 0);
         for width in [2, 1, 1] {
-            lanes.trouble(
-                lanes.round(),
-                judgement(Class::Rate, Special::FewerConnections),
-                at(0),
-                0.5,
-            );
+            lanes.trouble(lanes.round(), judgement(Class::Rate, Special::FewerConnections), at(0), 0.5);
             lanes.works(lanes.round());
             assert_eq!(lanes.width(at(100)), width);
         }
@@ -251,12 +204,7 @@ mod tests {
     #[test]
     fn a_person_ends_the_pauses_that_wait_for_one() {
         let mut lanes = Lanes::new(1, 0);
-        lanes.trouble(
-            lanes.round(),
-            judgement(Class::Administrator, Special::No),
-            at(0),
-            0.5,
-        );
+        lanes.trouble(lanes.round(), judgement(Class::Administrator, Special::No), at(0), 0.5);
         assert_eq!(lanes.open_at(at(1)), at(300));
         lanes.resume();
         assert_eq!(lanes.open_at(at(1)), at(10));
@@ -270,11 +218,7 @@ mod tests {
     fn a_missing_token_is_asked_for_again_soon() {
         let mut lanes = Lanes::new(2, 0);
         for second in [0, 2, 4] {
-            lanes.no_token(
-                lanes.round(),
-                Failure::new(Class::Consent, "no_token", ""),
-                at(second),
-            );
+            lanes.no_token(lanes.round(), Failure::new(Class::Consent, "no_token", ""), at(second));
             assert_eq!(lanes.open_at(at(second)), at(second + 2));
         }
         assert_eq!(lanes.pause().unwrap().since, at(0));

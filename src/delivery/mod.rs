@@ -115,26 +115,12 @@ mod tests {
     #[test]
     fn the_reply_timeout_caps_the_others() {
         let seconds = Duration::from_secs;
-        let Timeouts {
-            connect,
-            greeting,
-            command,
-            block,
-            dot,
-            ..
-        } = Timeouts::default();
+        let Timeouts { connect, greeting, command, block, dot, .. } = Timeouts::default();
         assert_eq!(
             [connect, greeting, command, block, dot],
             [seconds(30), seconds(60), seconds(120), seconds(180), seconds(600)]
         );
-        let Timeouts {
-            connect,
-            greeting,
-            command,
-            block,
-            dot,
-            ..
-        } = Timeouts::new(seconds(2));
+        let Timeouts { connect, greeting, command, block, dot, .. } = Timeouts::new(seconds(2));
         assert_eq!(
             [connect, greeting, command, block, dot],
             [seconds(2), seconds(2), seconds(2), seconds(3), seconds(10)]
@@ -143,18 +129,12 @@ mod tests {
 
     #[test]
     fn a_mailbox_overrides_what_it_names() {
-        let read = |text: &str| {
-            parse(text, Path::new("/"), None, |root| {
-                Config::read(root, &Config::default())
-            })
-        };
+        let read =
+            |text: &str| parse(text, Path::new("/"), None, |root| Config::read(root, &Config::default()));
         let parsed = read("reply_timeout = '5s'\nconnections = 1\n");
         assert_eq!(parsed.mistakes, []);
         let config = parsed.value;
-        assert_eq!(
-            (config.reply_timeout, config.connections),
-            (Duration::from_secs(5), 1)
-        );
+        assert_eq!((config.reply_timeout, config.connections), (Duration::from_secs(5), 1));
         assert_eq!(config.retry_for, Config::default().retry_for);
         assert_eq!(read("reply_timeout = '0s'").mistakes.len(), 1);
     }

@@ -78,11 +78,7 @@ pub(super) fn decide(
     when: Circumstances,
 ) -> Decision {
     let mut sorting = Sorting::new(due);
-    let waiting = due
-        .recipients
-        .iter()
-        .enumerate()
-        .filter(|(_, recipient)| waits(recipient));
+    let waiting = due.recipients.iter().enumerate().filter(|(_, recipient)| waits(recipient));
     let mut answers = transaction.recipients.iter();
     for (index, _) in waiting {
         match answers.next() {
@@ -96,25 +92,12 @@ pub(super) fn decide(
 /// What follows when the mailbox's trouble kept a booked attempt from even beginning: the message is due again as soon
 /// as the mailbox works.
 pub(super) fn put_back(due: &Due, failure: &Failure, now: Timestamp) -> Settlement {
-    settlement(
-        due,
-        due.recipients.clone(),
-        Some(failure),
-        Next::Again {
-            at: now,
-            unknown: false,
-        },
-        now,
-    )
+    settlement(due, due.recipients.clone(), Some(failure), Next::Again { at: now, unknown: false }, now)
 }
 
 /// What follows when a message can no longer be sent: all who still wait fail for this reason.
 pub(super) fn give_up(due: &Due, failure: &Failure, now: Timestamp) -> Decision {
-    let when = Circumstances {
-        now,
-        retry_for: Duration::ZERO,
-        random: 0.0,
-    };
+    let when = Circumstances { now, retry_for: Duration::ZERO, random: 0.0 };
     let mut sorting = Sorting::new(due);
     sorting.fail_waiting(failure);
     sorting.decide(due, &End::Unsendable(failure.clone()), when)
@@ -168,10 +151,7 @@ impl Sorting {
     }
 
     fn refused(&mut self, index: usize, reply: &Reply, judgement: Judgement) {
-        let seen_before = self
-            .recipients
-            .get(index)
-            .and_then(|recipient| recipient.reply.as_deref());
+        let seen_before = self.recipients.get(index).and_then(|recipient| recipient.reply.as_deref());
         let seen_before = seen_before.is_some_and(|before| before.starts_with(&reply.codes()));
         match (judgement.special, judgement.failure.class) {
             (_, class) if class.pauses_mailbox() => {
@@ -222,21 +202,16 @@ impl Sorting {
         let age = clock::until(due.received_at, when.now);
         let next = if self.recipients.iter().any(waits) {
             match self.wait(due, end, age, when) {
-                Some(wait) => Next::Again {
-                    at: clock::after(when.now, wait),
-                    unknown: matches!(end, End::Unknown(_)),
-                },
+                Some(wait) => {
+                    Next::Again { at: clock::after(when.now, wait), unknown: matches!(end, End::Unknown(_)) }
+                }
                 None => {
                     let failure = self.deferred.take().unwrap_or_else(too_many);
                     self.fail_waiting(&failure);
                     Next::Failed
                 }
             }
-        } else if self
-            .recipients
-            .iter()
-            .any(|recipient| recipient.state == RecipientState::Failed)
-        {
+        } else if self.recipients.iter().any(|recipient| recipient.state == RecipientState::Failed) {
             Next::Failed
         } else {
             Next::Done
@@ -280,11 +255,7 @@ impl Sorting {
 
 /// What is said of recipients whom the service never took, because of others, until the end.
 fn too_many() -> Failure {
-    Failure::new(
-        Class::Transient,
-        "452 4.5.3",
-        "too many recipients, in every portion",
-    )
+    Failure::new(Class::Transient, "452 4.5.3", "too many recipients, in every portion")
 }
 
 fn settlement(

@@ -78,16 +78,8 @@ fn again(decision: &Decision) -> u64 {
 
 #[test]
 fn all_sent_is_done() {
-    let decision = decide_after(
-        0,
-        &due(&["a@x", "b@x"]),
-        vec![Rcpt::Accepted, Rcpt::Accepted],
-        taken(),
-    );
-    assert_eq!(
-        (states(&decision).as_str(), decision.settlement.next),
-        ("ss", Next::Done)
-    );
+    let decision = decide_after(0, &due(&["a@x", "b@x"]), vec![Rcpt::Accepted, Rcpt::Accepted], taken());
+    assert_eq!((states(&decision).as_str(), decision.settlement.next), ("ss", Next::Done));
     assert_eq!(decision.settlement.class, None);
     assert_eq!(decision.sent.unwrap().0, ["a@x", "b@x"]);
     assert!(decision.failed.is_empty() && decision.deferred.is_none() && decision.mailbox.is_none());
@@ -97,19 +89,10 @@ fn all_sent_is_done() {
 fn a_refused_recipient_among_three_fails_alone() {
     let answers = vec![Rcpt::Accepted, refused("550 5.1.1 User unknown"), Rcpt::Accepted];
     let decision = decide_after(0, &due(&["a@x", "b@x", "c@x"]), answers, taken());
-    assert_eq!(
-        (states(&decision).as_str(), decision.settlement.next),
-        ("sfs", Next::Failed)
-    );
+    assert_eq!((states(&decision).as_str(), decision.settlement.next), ("sfs", Next::Failed));
     assert_eq!(decision.failed.len(), 1);
-    assert_eq!(
-        decision.settlement.recipients[1].reply.as_deref(),
-        Some("550 5.1.1 User unknown")
-    );
-    assert_eq!(
-        decision.settlement.recipients[0].reply.as_deref(),
-        Some("250 2.0.0 OK")
-    );
+    assert_eq!(decision.settlement.recipients[1].reply.as_deref(), Some("550 5.1.1 User unknown"));
+    assert_eq!(decision.settlement.recipients[0].reply.as_deref(), Some("250 2.0.0 OK"));
     assert_eq!(decision.settlement.code, "550 5.1.1");
 }
 
@@ -123,29 +106,15 @@ fn a_deferred_recipient_is_tried_again_alone() {
     message.recipients = decision.settlement.recipients;
     message.attempts = 1;
     let decision = decide_after(1, &message, vec![Rcpt::Accepted], taken());
-    assert_eq!(
-        (states(&decision).as_str(), decision.settlement.next),
-        ("ss", Next::Done)
-    );
+    assert_eq!((states(&decision).as_str(), decision.settlement.next), ("ss", Next::Done));
     assert_eq!(decision.sent.unwrap().0, ["b@x"], "only who was sent to now");
 }
 
 #[test]
 fn a_refused_message_fails_for_all_who_wait() {
-    let end = End::Refused(
-        Step::Dot,
-        reply("552 5.3.4 Message size exceeds fixed maximum message size"),
-    );
-    let decision = decide_after(
-        0,
-        &due(&["a@x", "b@x"]),
-        vec![Rcpt::Accepted, Rcpt::Accepted],
-        end,
-    );
-    assert_eq!(
-        (states(&decision).as_str(), decision.settlement.next),
-        ("ff", Next::Failed)
-    );
+    let end = End::Refused(Step::Dot, reply("552 5.3.4 Message size exceeds fixed maximum message size"));
+    let decision = decide_after(0, &due(&["a@x", "b@x"]), vec![Rcpt::Accepted, Rcpt::Accepted], end);
+    assert_eq!((states(&decision).as_str(), decision.settlement.next), ("ff", Next::Failed));
     assert_eq!(decision.settlement.class, Some(Class::Message));
 }
 
@@ -156,32 +125,20 @@ fn a_transient_refusal_goes_by_the_schedule_until_the_end() {
     assert_eq!(again(&decide_after(0, &message, vec![], end())), 30);
     message.attempts = 4;
     assert_eq!(again(&decide_after(10, &message, vec![], end())), 600);
-    assert_eq!(
-        again(&decide_after(115, &message, vec![], end())),
-        300,
-        "the last one on the end"
-    );
+    assert_eq!(again(&decide_after(115, &message, vec![], end())), 300, "the last one on the end");
     let decision = decide_after(120, &message, vec![], end());
-    assert_eq!(
-        (states(&decision).as_str(), decision.settlement.next),
-        ("f", Next::Failed)
-    );
+    assert_eq!((states(&decision).as_str(), decision.settlement.next), ("f", Next::Failed));
     assert_eq!(decision.failed[0].1.code, "451 4.3.0");
     assert!(decision.deferred.is_none(), "failed, not deferred");
     let busy = End::Refused(Step::Mail, reply("451 4.7.500 Server busy"));
-    assert_eq!(
-        again(&decide_after(0, &due(&["a@x"]), vec![], busy)),
-        900,
-        "as long as was asked"
-    );
+    assert_eq!(again(&decide_after(0, &due(&["a@x"]), vec![], busy)), 900, "as long as was asked");
 }
 
 #[test]
 fn the_mailboxs_trouble_never_fails_a_message() {
-    for line in [
-        "432 4.3.2 Concurrent connections limit exceeded",
-        "550 5.1.8 Access denied, bad outbound sender",
-    ] {
+    for line in
+        ["432 4.3.2 Concurrent connections limit exceeded", "550 5.1.8 Access denied, bad outbound sender"]
+    {
         let end = End::Refused(Step::Dot, reply(line));
         let decision = decide_after(500, &due(&["a@x"]), vec![Rcpt::Accepted], end);
         assert_eq!((states(&decision).as_str(), again(&decision)), ("w", 0), "{line}");
@@ -189,52 +146,31 @@ fn the_mailboxs_trouble_never_fails_a_message() {
     }
     let answers = vec![refused("550 5.1.1 no"), refused("550 5.7.233 tenant's limit")];
     let decision = decide_after(0, &due(&["a@x", "b@x", "c@x"]), answers, End::NoRecipient);
-    assert_eq!(
-        (states(&decision).as_str(), again(&decision)),
-        ("fww", 0),
-        "what failed stays failed"
-    );
+    assert_eq!((states(&decision).as_str(), again(&decision)), ("fww", 0), "what failed stays failed");
     assert_eq!(decision.mailbox.unwrap().failure.class, Class::Rate);
 }
 
 #[test]
 fn too_many_recipients_are_split() {
     let many = || refused("452 4.5.3 Too many recipients");
-    let decision = decide_after(
-        0,
-        &due(&["a@x", "b@x", "c@x"]),
-        vec![Rcpt::Accepted, many()],
-        taken(),
-    );
+    let decision = decide_after(0, &due(&["a@x", "b@x", "c@x"]), vec![Rcpt::Accepted, many()], taken());
     assert_eq!((states(&decision).as_str(), again(&decision)), ("sww", 0));
     let decision = decide_after(0, &due(&["a@x"]), vec![many()], End::NoRecipient);
-    assert_eq!(
-        (states(&decision).as_str(), again(&decision)),
-        ("w", 30),
-        "no progress, no hurry"
-    );
+    assert_eq!((states(&decision).as_str(), again(&decision)), ("w", 30), "no progress, no hurry");
     let decision = decide_after(120, &due(&["a@x"]), vec![many()], End::NoRecipient);
     assert_eq!(decision.settlement.next, Next::Failed);
 }
 
 #[test]
 fn send_as_denied_counts_the_second_time() {
-    let end = || {
-        End::Refused(
-            Step::Dot,
-            reply("550 5.7.60 SMTP; Client does not have permissions"),
-        )
-    };
+    let end = || End::Refused(Step::Dot, reply("550 5.7.60 SMTP; Client does not have permissions"));
     let mut message = due(&["a@x"]);
     message.attempts = 3;
     let decision = decide_after(0, &message, vec![Rcpt::Accepted], end());
     assert_eq!((states(&decision).as_str(), again(&decision)), ("w", 300));
     message.recipients = decision.settlement.recipients;
     let decision = decide_after(5, &message, vec![Rcpt::Accepted], end());
-    assert_eq!(
-        (states(&decision).as_str(), decision.settlement.next),
-        ("f", Next::Failed)
-    );
+    assert_eq!((states(&decision).as_str(), decision.settlement.next), ("f", Next::Failed));
 }
 
 #[test]
@@ -243,20 +179,11 @@ fn an_unknown_outcome_waits_before_it_is_sent_again() {
     let answers = || vec![Rcpt::Accepted, refused("550 5.1.1 no")];
     let decision = decide_after(0, &due(&["a@x", "b@x"]), answers(), unknown());
     assert_eq!((states(&decision).as_str(), again(&decision)), ("wf", 300));
-    assert!(matches!(
-        decision.settlement.next,
-        Next::Again { unknown: true, .. }
-    ));
+    assert!(matches!(decision.settlement.next, Next::Again { unknown: true, .. }));
     let decision = decide_after(121, &due(&["a@x", "b@x"]), answers(), unknown());
-    assert_eq!(
-        (states(&decision).as_str(), decision.settlement.next),
-        ("ff", Next::Failed)
-    );
+    assert_eq!((states(&decision).as_str(), decision.settlement.next), ("ff", Next::Failed));
     let decision = decide_after(0, &due(&["a@x"]), vec![Rcpt::Accepted], End::Lost(lost()));
-    assert!(matches!(
-        decision.settlement.next,
-        Next::Again { unknown: false, .. }
-    ));
+    assert!(matches!(decision.settlement.next, Next::Again { unknown: false, .. }));
     assert_eq!(again(&decision), 30);
 }
 
@@ -266,22 +193,13 @@ fn giving_up_keeps_who_was_sent_to() {
     message.recipients[0].state = RecipientState::Sent;
     let failure = Failure::new(Class::Consent, "AADSTS700082", "expired");
     let decision = give_up(&message, &failure, start());
-    assert_eq!(
-        (states(&decision).as_str(), decision.settlement.next),
-        ("sf", Next::Failed)
-    );
+    assert_eq!((states(&decision).as_str(), decision.settlement.next), ("sf", Next::Failed));
     assert_eq!(decision.settlement.class, Some(Class::Consent));
     assert_eq!(decision.failed, [("b@x".to_owned(), failure.clone())]);
     let back = put_back(&message, &failure, start());
     assert_eq!(
         (back.next, back.recipients),
-        (
-            Next::Again {
-                at: start(),
-                unknown: false
-            },
-            message.recipients
-        )
+        (Next::Again { at: start(), unknown: false }, message.recipients)
     );
 }
 

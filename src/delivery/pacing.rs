@@ -18,10 +18,7 @@ pub(super) struct Pacing {
 impl Pacing {
     /// At most so many messages in any minute; 0: no limit.
     pub(super) fn new(messages_per_minute: u32) -> Self {
-        Self {
-            limit: usize::try_from(messages_per_minute).unwrap_or(usize::MAX),
-            sent: VecDeque::new(),
-        }
+        Self { limit: usize::try_from(messages_per_minute).unwrap_or(usize::MAX), sent: VecDeque::new() }
     }
 
     /// When the next message may go: `now`, or once the oldest of a full minute is a minute old.

@@ -97,14 +97,7 @@ pub(super) async fn server(script: Vec<Play>) -> Server {
         }
         taken
     });
-    Server {
-        address: HostPort {
-            host: "127.0.0.1".to_owned(),
-            port,
-        },
-        tls: Arc::new(tls),
-        task,
-    }
+    Server { address: HostPort { host: "127.0.0.1".to_owned(), port }, tls: Arc::new(tls), task }
 }
 
 trait Stream: tokio::io::AsyncBufRead + AsyncRead + AsyncWrite + Unpin + Send {}
@@ -122,11 +115,7 @@ async fn perform(play: Play, stream: &mut Box<dyn Stream>, taken: &mut Vec<Vec<u
                 return Err(std::io::ErrorKind::UnexpectedEof.into());
             }
             let line = line.strip_suffix("\r\n").unwrap();
-            let is_expected = if let Hear(_) = play {
-                line == expected
-            } else {
-                line.starts_with(expected)
-            };
+            let is_expected = if let Hear(_) = play { line == expected } else { line.starts_with(expected) };
             assert!(is_expected, "heard {line:?}, not {expected:?}");
             Ok(())
         }

@@ -11,16 +11,8 @@ const MINUTE: u64 = 60;
 /// Seconds from an attempt that failed to the next one; the last entry repeats. A message that keeps being deferred is
 /// tried after 30 s, 1.5 min, 3.5 min, 8.5 min, 18.5 min, 33.5 min, 1 h 3.5 min and then hourly, and last of all when
 /// `retry_for` is over: 55 attempts in 2 days.
-const SCHEDULE: [u64; 8] = [
-    30,
-    MINUTE,
-    2 * MINUTE,
-    5 * MINUTE,
-    10 * MINUTE,
-    15 * MINUTE,
-    30 * MINUTE,
-    60 * MINUTE,
-];
+const SCHEDULE: [u64; 8] =
+    [30, MINUTE, 2 * MINUTE, 5 * MINUTE, 10 * MINUTE, 15 * MINUTE, 30 * MINUTE, 60 * MINUTE];
 
 /// How long a message whose outcome is unknown is left alone. Exchange files what it took in Sent Items within a
 /// minute or two of taking it; only after that would a look there, before it is sent again, tell the truth.
@@ -39,9 +31,7 @@ pub fn retry_after(
     asked: Option<Duration>,
     random: f64,
 ) -> Option<Duration> {
-    let left = retry_for
-        .checked_sub(since_received)
-        .filter(|left| !left.is_zero())?;
+    let left = retry_for.checked_sub(since_received).filter(|left| !left.is_zero())?;
     let wait = spread(step(&SCHEDULE, attempts.saturating_sub(1)), random);
     Some(wait.max(asked.unwrap_or_default()).min(left))
 }
@@ -83,9 +73,7 @@ pub fn give_up_before(since: Timestamp, now: Timestamp, retry_for: Duration) -> 
     let lasted = clock::until(since, now);
     let hour = Duration::from_secs(60 * MINUTE);
     let back = jiff::SignedDuration::try_from(retry_for).ok()?;
-    (lasted >= hour.min(retry_for / 2))
-        .then(|| now.checked_sub(back).ok())
-        .flatten()
+    (lasted >= hour.min(retry_for / 2)).then(|| now.checked_sub(back).ok()).flatten()
 }
 
 /// How often a mailbox that does not work is looked through for messages to give up.
@@ -94,9 +82,7 @@ pub fn give_up_every(retry_for: Duration) -> Duration {
 }
 
 fn step(seconds: &[u64], index: u32) -> Duration {
-    let index = usize::try_from(index)
-        .unwrap_or(usize::MAX)
-        .min(seconds.len().saturating_sub(1));
+    let index = usize::try_from(index).unwrap_or(usize::MAX).min(seconds.len().saturating_sub(1));
     Duration::from_secs(seconds.get(index).copied().unwrap_or(60 * MINUTE))
 }
 
@@ -118,17 +104,8 @@ mod tests {
 
     #[test]
     fn a_message_is_tried_by_the_schedule() {
-        let table = [
-            (1, 30),
-            (2, 60),
-            (3, 120),
-            (4, 300),
-            (5, 600),
-            (6, 900),
-            (7, 1800),
-            (8, 3600),
-            (60, 3600),
-        ];
+        let table =
+            [(1, 30), (2, 60), (3, 120), (4, 300), (5, 600), (6, 900), (7, 1800), (8, 3600), (60, 3600)];
         for (attempts, wait) in table {
             let found = retry_after(attempts, Duration::ZERO, DAYS, None, 0.5);
             assert_eq!(seconds(found), Some(wait), "after {attempts}");
@@ -136,14 +113,8 @@ mod tests {
         assert_eq!(seconds(retry_after(1, Duration::ZERO, DAYS, None, 0.0)), Some(24));
         assert_eq!(seconds(retry_after(1, Duration::ZERO, DAYS, None, 1.0)), Some(36));
         let asked = Some(Duration::from_secs(900));
-        assert_eq!(
-            seconds(retry_after(1, Duration::ZERO, DAYS, asked, 0.5)),
-            Some(900)
-        );
-        assert_eq!(
-            seconds(retry_after(8, Duration::ZERO, DAYS, asked, 0.5)),
-            Some(3600)
-        );
+        assert_eq!(seconds(retry_after(1, Duration::ZERO, DAYS, asked, 0.5)), Some(900));
+        assert_eq!(seconds(retry_after(8, Duration::ZERO, DAYS, asked, 0.5)), Some(3600));
     }
 
     #[test]
@@ -154,10 +125,7 @@ mod tests {
             attempts += 1;
         }
         assert_eq!((at, attempts), (DAYS, 55));
-        assert_eq!(
-            retry_after(1, DAYS + Duration::from_secs(1), DAYS, None, 0.5),
-            None
-        );
+        assert_eq!(retry_after(1, DAYS + Duration::from_secs(1), DAYS, None, 0.5), None);
     }
 
     proptest! {
@@ -197,11 +165,7 @@ mod tests {
             (Class::Administrator, 9, 1800),
         ];
         for (class, pauses, wait) in table {
-            assert_eq!(
-                pause_for(class, pauses, None, 0.5),
-                Duration::from_secs(wait),
-                "{class} {pauses}"
-            );
+            assert_eq!(pause_for(class, pauses, None, 0.5), Duration::from_secs(wait), "{class} {pauses}");
         }
         let asked = Some(Duration::from_secs(3600));
         assert_eq!(pause_for(Class::Rate, 1, asked, 0.5), Duration::from_secs(3600));

@@ -29,22 +29,10 @@ pub(super) async fn encrypt(
     let limit = target.timeouts.greeting;
     let mut plain = BufReader::new(tcp);
     expect(limit, "the greeting", 220, &mut plain).await?;
-    timed(
-        limit,
-        "EHLO",
-        plain.write_all(format!("EHLO {hello}\r\n").as_bytes()),
-    )
-    .await?;
+    timed(limit, "EHLO", plain.write_all(format!("EHLO {hello}\r\n").as_bytes())).await?;
     let offered = expect(limit, "EHLO", 250, &mut plain).await?;
-    if !offered
-        .iter()
-        .any(|line| line.trim().eq_ignore_ascii_case("STARTTLS"))
-    {
-        let failure = Failure::new(
-            Class::Administrator,
-            "no STARTTLS",
-            "the server does not offer STARTTLS",
-        );
+    if !offered.iter().any(|line| line.trim().eq_ignore_ascii_case("STARTTLS")) {
+        let failure = Failure::new(Class::Administrator, "no STARTTLS", "the server does not offer STARTTLS");
         let advice = "check that [microsoft] smtp names Microsoft's submission service, and that no firewall on the way \
                       strips STARTTLS; nothing is ever sent unencrypted";
         return Err(Fault::Failed(failure.advise(advice)));
@@ -93,9 +81,7 @@ async fn expect(
 
 /// A certificate that is not trusted stays so; other trouble with TLS may pass.
 fn handshake(error: &std::io::Error) -> Failure {
-    let cause = error
-        .get_ref()
-        .and_then(|cause| cause.downcast_ref::<rustls::Error>());
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<rustls::Error>());
     if matches!(cause, Some(rustls::Error::InvalidCertificate(_))) {
         return Failure::new(Class::Administrator, "certificate", chain(error)).advise(
             "the server's certificate is not trusted: a proxy that inspects TLS needs its root in [microsoft] ca_file; \
@@ -127,9 +113,7 @@ async fn read_reply(reader: &mut (impl AsyncBufRead + Unpin)) -> std::io::Result
         if line.is_empty() {
             return Err(ErrorKind::UnexpectedEof.into());
         }
-        let text = line
-            .strip_suffix(b"\r\n")
-            .ok_or_else(|| invalid("no line of SMTP"))?;
+        let text = line.strip_suffix(b"\r\n").ok_or_else(|| invalid("no line of SMTP"))?;
         let text = String::from_utf8_lossy(text);
         let (code, rest) = text.split_at_checked(3).ok_or_else(|| invalid("no SMTP reply"))?;
         let code: u16 = code.parse().map_err(|_| invalid("no SMTP reply"))?;
@@ -155,10 +139,7 @@ mod tests {
             let mut reader = bytes;
             read_reply(&mut reader).await
         };
-        assert_eq!(
-            read(b"250-a\r\n250 b\r\n").await.unwrap(),
-            (250, vec!["a".to_owned(), "b".to_owned()])
-        );
+        assert_eq!(read(b"250-a\r\n250 b\r\n").await.unwrap(), (250, vec!["a".to_owned(), "b".to_owned()]));
         assert_eq!(read(b"220\r\n").await.unwrap(), (220, vec![String::new()]));
         let table: [&[u8]; 8] = [
             b"",

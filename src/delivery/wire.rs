@@ -48,12 +48,7 @@ struct Line {
 
 impl Wire {
     pub(super) fn new(stream: TlsStream<TcpStream>) -> Self {
-        Self {
-            stream,
-            greeting: b"220 encrypted\r\n",
-            line: Line::default(),
-            broken: false,
-        }
+        Self { stream, greeting: b"220 encrypted\r\n", line: Line::default(), broken: false }
     }
 }
 
@@ -69,10 +64,7 @@ impl Line {
             if lines > MOST_LINES {
                 return Err(invalid("an endless reply"));
             }
-            *self = Self {
-                lines,
-                ..Self::default()
-            };
+            *self = Self { lines, ..Self::default() };
             return Ok(());
         }
         if *byte != b'\r' && !(b' '..=b'~').contains(byte) {
@@ -95,9 +87,8 @@ impl AsyncRead for Wire {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<Result<()>> {
-        if let Some((now, later)) = self
-            .greeting
-            .split_at_checked(self.greeting.len().min(buffer.remaining()))
+        if let Some((now, later)) =
+            self.greeting.split_at_checked(self.greeting.len().min(buffer.remaining()))
             && !now.is_empty()
         {
             buffer.put_slice(now);
@@ -143,11 +134,7 @@ mod tests {
 
     fn filtered(bytes: &[u8]) -> Option<Vec<u8>> {
         let (mut line, mut bytes) = (Line::default(), bytes.to_vec());
-        bytes
-            .iter_mut()
-            .try_for_each(|byte| line.take(byte))
-            .ok()
-            .map(|()| bytes)
+        bytes.iter_mut().try_for_each(|byte| line.take(byte)).ok().map(|()| bytes)
     }
 
     #[test]
@@ -165,12 +152,7 @@ mod tests {
             (b"250 OK\n", None),
         ];
         for (bytes, expected) in table {
-            assert_eq!(
-                filtered(bytes).as_deref(),
-                expected,
-                "{:?}",
-                String::from_utf8_lossy(bytes)
-            );
+            assert_eq!(filtered(bytes).as_deref(), expected, "{:?}", String::from_utf8_lossy(bytes));
         }
         assert!(filtered(&[b'2'; 1001]).is_none(), "an endless line");
         assert!(filtered(&b"250-x\r\n".repeat(128)).is_some());

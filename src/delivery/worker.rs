@@ -75,25 +75,11 @@ struct Finished {
 impl Worker {
     /// A worker for a mailbox; it does nothing before it is [run](Self::run).
     pub fn new(mailbox: Arc<Mailbox>, store: Store, tokens: Tokens, tls: Arc<ClientConfig>) -> Self {
-        let store_trouble = Trouble::new(
-            "store failed",
-            "store recovered",
-            "delivery",
-            mailbox.address().to_string(),
-        );
+        let store_trouble =
+            Trouble::new("store failed", "store recovered", "delivery", mailbox.address().to_string());
         let timeouts = mailbox.config.delivery.timeouts();
-        let context = Context {
-            mailbox,
-            store,
-            tokens,
-            tls,
-            timeouts,
-            store_trouble,
-        };
-        Self {
-            context,
-            status: watch::Sender::default(),
-        }
+        let context = Context { mailbox, store, tokens, tls, timeouts, store_trouble };
+        Self { context, status: watch::Sender::default() }
     }
 
     /// What it does, now and later.
@@ -178,12 +164,7 @@ impl Worker {
             let (held, round) = (state.idle.pop(), state.lanes.round());
             state.attempts.push(Box::pin(async move {
                 let (held, ended) = self.context.attempt(&due, held).await;
-                Finished {
-                    id: due.id,
-                    round,
-                    held,
-                    ended,
-                }
+                Finished { id: due.id, round, held, ended }
             }));
         }
     }
@@ -193,19 +174,13 @@ impl Worker {
         let (store, mailbox) = (&self.context.store, self.context.mailbox.address());
         let due = store.due(mailbox, now, BATCH).await?;
         let is_all = u32::try_from(due.len()).unwrap_or(u32::MAX) < BATCH;
-        state.ready = due
-            .into_iter()
-            .filter(|due| !state.sending.contains(&due.id))
-            .collect();
+        state.ready = due.into_iter().filter(|due| !state.sending.contains(&due.id)).collect();
         state.look_at = if !state.ready.is_empty() {
             // The last of them, once taken, makes us look again.
             Some(Timestamp::MIN)
         } else if is_all {
             // What is due already is in hand, or was just taken from us.
-            store
-                .next_due(mailbox)
-                .await?
-                .map(|at| at.max(clock::after(now, LOOK_AGAIN)))
+            store.next_due(mailbox).await?.map(|at| at.max(clock::after(now, LOOK_AGAIN)))
         } else {
             Some(clock::after(now, LOOK_AGAIN))
         };
@@ -215,12 +190,7 @@ impl Worker {
 
     /// What the end of an attempt means for the mailbox.
     fn finish(&self, state: &mut State<'_>, finished: Finished) {
-        let Finished {
-            id,
-            round,
-            held,
-            ended,
-        } = finished;
+        let Finished { id, round, held, ended } = finished;
         let (now, mailbox) = (clock::now(), &self.context.mailbox);
         state.sending.remove(&id);
         state.idle.extend(held);
@@ -275,10 +245,7 @@ impl Worker {
     }
 
     fn token_renewed_at(&self) -> Option<Timestamp> {
-        self.context
-            .tokens
-            .state(self.context.mailbox.address())?
-            .refreshed_at
+        self.context.tokens.state(self.context.mailbox.address())?.refreshed_at
     }
 
     /// Gives up what has waited for too long in a mailbox that does not work.
@@ -311,11 +278,7 @@ impl Worker {
         let now = clock::now();
         let status = Status {
             sending: state.attempts.len(),
-            paused_until: state
-                .lanes
-                .pause()
-                .map(|pause| pause.until)
-                .filter(|&until| until > now),
+            paused_until: state.lanes.pause().map(|pause| pause.until).filter(|&until| until > now),
         };
         self.status.send_if_modified(|before| {
             let changed = *before != status;
@@ -336,11 +299,7 @@ impl State<'_> {
         if self.lanes.pause().is_some() {
             wait = wait.min(LOOK_FOR_TOKEN).min(policy::give_up_every(retry_for));
         }
-        let next = if self.ready.is_empty() {
-            self.look_at
-        } else {
-            Some(now)
-        };
+        let next = if self.ready.is_empty() { self.look_at } else { Some(now) };
         if let Some(next) = next.filter(|_| self.attempts.len() < self.lanes.width(now)) {
             wait = wait.min(clock::until(now, next.max(self.lanes.open_at(now))));
         }

@@ -16,33 +16,20 @@ async fn mail_goes_out_over_few_connections_as_it_came() {
     let bed = Bed::start("messages_per_minute = 0\n").await;
     let content = |index: usize| format!("Subject: {index}\r\n\r\n.a dot\r\n\r\n");
     for index in 0..40 {
-        bed.accept(&["a@example.org", "b@example.org"], &content(index))
-            .await;
+        bed.accept(&["a@example.org", "b@example.org"], &content(index)).await;
     }
     bed.queue_is_empty().await;
     let mut delivered = bed.smtp.delivered();
     assert_eq!(delivered.len(), 40);
     delivered.sort_by_key(|message| {
-        message.text()["Subject: ".len()..]
-            .split('\r')
-            .next()
-            .unwrap()
-            .parse::<usize>()
-            .unwrap()
+        message.text()["Subject: ".len()..].split('\r').next().unwrap().parse::<usize>().unwrap()
     });
     for (index, message) in delivered.iter().enumerate() {
         assert_eq!(message.text(), content(index));
-        assert_eq!(
-            (message.mailbox.as_str(), message.mail_from.as_str()),
-            (JOHN, JOHN)
-        );
+        assert_eq!((message.mailbox.as_str(), message.mail_from.as_str()), (JOHN, JOHN));
         assert_eq!(message.recipients, ["a@example.org", "b@example.org"]);
     }
-    assert!(
-        bed.smtp.connections() <= 2,
-        "{} connections",
-        bed.smtp.connections()
-    );
+    assert!(bed.smtp.connections() <= 2, "{} connections", bed.smtp.connections());
     assert_eq!(bed.mailbox.smtp.lasting(), None);
     bed.stop().await;
 }
@@ -51,60 +38,33 @@ async fn mail_goes_out_over_few_connections_as_it_came() {
 async fn the_from_header_is_replaced_on_the_way_out() {
     let bed = Bed::start("").await;
     let content = "From: eve@example.com\r\nSubject: a\r\n\r\nbody\r\n";
-    bed.accept_from(
-        &["a@example.org"],
-        content,
-        Some("\"eve\" <notifications@example.com>"),
-    )
-    .await;
+    bed.accept_from(&["a@example.org"], content, Some("\"eve\" <notifications@example.com>")).await;
     bed.queue_is_empty().await;
     let text = bed.smtp.delivered()[0].text();
-    assert!(
-        text.contains("<notifications@example.com>") && !text.contains("eve@example.com"),
-        "{text}"
-    );
+    assert!(text.contains("<notifications@example.com>") && !text.contains("eve@example.com"), "{text}");
     assert!(text.ends_with("Subject: a\r\n\r\nbody\r\n"), "{text}");
 }
 
 #[tokio::test]
 async fn a_refused_recipient_fails_alone_and_a_deferred_one_waits() {
     let bed = Bed::start("").await;
-    bed.smtp
-        .script(Rule::new(Step::Rcpt, Fault::reply("550 5.1.1 User unknown")).only("b@example.org"));
-    bed.smtp
-        .script(Rule::new(Step::Rcpt, Fault::reply("450 4.2.1 busy")).only("c@example.org"));
-    bed.accept(
-        &["a@example.org", "b@example.org", "c@example.org"],
-        "Subject: a\r\n\r\n",
-    )
-    .await;
+    bed.smtp.script(Rule::new(Step::Rcpt, Fault::reply("550 5.1.1 User unknown")).only("b@example.org"));
+    bed.smtp.script(Rule::new(Step::Rcpt, Fault::reply("450 4.2.1 busy")).only("c@example.org"));
+    bed.accept(&["a@example.org", "b@example.org", "c@example.org"], "Subject: a\r\n\r\n").await;
     let queued = bed.tried().await;
-    assert_eq!(
-        states(&queued),
-        [
-            RecipientState::Sent,
-            RecipientState::Failed,
-            RecipientState::Waiting
-        ]
-    );
-    assert!(
-        queued.state == QueuedState::Waiting && (24..=36).contains(&next(&queued)),
-        "{queued:?}"
-    );
+    assert_eq!(states(&queued), [RecipientState::Sent, RecipientState::Failed, RecipientState::Waiting]);
+    assert!(queued.state == QueuedState::Waiting && (24..=36).contains(&next(&queued)), "{queued:?}");
     assert_eq!(bed.smtp.delivered()[0].recipients, ["a@example.org"]);
 }
 
 #[tokio::test]
 async fn a_message_that_is_refused_does_not_hold_up_the_next() {
     let bed = Bed::start("connections = 1\n").await;
-    bed.smtp
-        .script(Rule::new(Step::AfterDot, Fault::reply("451 4.3.0 later")).only("poison"));
+    bed.smtp.script(Rule::new(Step::AfterDot, Fault::reply("451 4.3.0 later")).only("poison"));
     let poison = bed.accept(&["a@example.org"], "Subject: poison\r\n\r\n").await;
     bed.accept(&["a@example.org"], "Subject: fine\r\n\r\n").await;
     let queued = bed
-        .queue("only the poison is left", |queued| {
-            queued.len() == 1 && queued[0].attempts.len() == 1
-        })
+        .queue("only the poison is left", |queued| queued.len() == 1 && queued[0].attempts.len() == 1)
         .await;
     assert_eq!(queued[0].id, poison);
     assert_eq!(bed.smtp.connections(), 1, "the connection stays in use");
@@ -116,8 +76,7 @@ async fn a_refused_token_is_replaced_within_the_attempt() {
     for generic in [false, true] {
         let bed = Bed::start("").await;
         bed.smtp.set_generic_failure(generic);
-        bed.smtp
-            .fail_next(Step::Auth, Fault::reply("535 5.7.3 Authentication unsuccessful"));
+        bed.smtp.fail_next(Step::Auth, Fault::reply("535 5.7.3 Authentication unsuccessful"));
         bed.accept(&["a@example.org"], "Subject: a\r\n\r\n").await;
         bed.queue_is_empty().await;
         assert_eq!((bed.smtp.count(), bed.entra.refreshes(JOHN)), (1, 2));
@@ -132,19 +91,9 @@ async fn the_mailboxs_trouble_pauses_it_and_keeps_the_mail() {
     let too_many = "432 4.3.2 Concurrent connections limit exceeded";
     let table = [
         (Step::Auth, Fault::reply(disabled), Class::Administrator, 230),
-        (
-            Step::Auth,
-            Fault::reply("535 5.7.3 Authentication unsuccessful"),
-            Class::Administrator,
-            230,
-        ),
+        (Step::Auth, Fault::reply("535 5.7.3 Authentication unsuccessful"), Class::Administrator, 230),
         (Step::AfterDot, Fault::reply(too_many), Class::Rate, 29),
-        (
-            Step::Banner,
-            Fault::reply("421 4.3.2 Service not available"),
-            Class::Transient,
-            3,
-        ),
+        (Step::Banner, Fault::reply("421 4.3.2 Service not available"), Class::Transient, 3),
         (Step::Handshake, Fault::Cut, Class::Transient, 3),
     ];
     for (step, fault, class, seconds) in table {
@@ -154,19 +103,13 @@ async fn the_mailboxs_trouble_pauses_it_and_keeps_the_mail() {
             bed.accept(&["a@example.org"], "Subject: a\r\n\r\n").await;
         }
         let paused_until = bed.paused().await.paused_until.unwrap();
-        assert!(
-            clock::until(clock::now(), paused_until).as_secs() >= seconds,
-            "{fault:?}: {paused_until}"
-        );
+        assert!(clock::until(clock::now(), paused_until).as_secs() >= seconds, "{fault:?}: {paused_until}");
         let lasting = bed.mailbox.smtp.lasting().unwrap();
         assert_eq!(lasting.failure.class, class, "{fault:?}");
         let settled = |queued: &[Queued]| queued.iter().all(|message| message.state == QueuedState::Waiting);
         let queued = bed.queue("all wait", settled).await;
         let attempts: usize = queued.iter().map(|message| message.attempts.len()).sum();
-        assert!(
-            queued.len() == 5 && attempts <= 2,
-            "{fault:?}: one try for each connection, not {attempts}"
-        );
+        assert!(queued.len() == 5 && attempts <= 2, "{fault:?}: one try for each connection, not {attempts}");
         assert_eq!(bed.smtp.count(), 0);
         bed.stop().await;
     }
@@ -189,10 +132,7 @@ async fn without_a_token_nothing_is_booked_and_consent_lets_it_go() {
     bed.accept(&["a@example.org"], "Subject: a\r\n\r\n").await;
     bed.paused().await;
     let queued = bed.store.queued(None, 10).await.unwrap();
-    assert!(
-        queued[0].attempts.is_empty() && queued[0].state == QueuedState::Waiting,
-        "{queued:?}"
-    );
+    assert!(queued[0].attempts.is_empty() && queued[0].state == QueuedState::Waiting, "{queued:?}");
     assert_eq!(bed.mailbox.smtp.lasting(), None, "the token's own trouble");
     assert_eq!(bed.smtp.connections(), 0);
     bed.consent().await;
@@ -229,8 +169,7 @@ async fn what_outlives_its_time_in_a_paused_mailbox_fails() {
     let blocked = Fault::reply("535 5.7.139 Authentication unsuccessful, blocked by a policy");
     bed.smtp.script(Rule::new(Step::Auth, blocked).always());
     bed.accept(&["a@example.org"], "Subject: tried\r\n\r\n").await;
-    bed.accept(&["b@example.org"], "Subject: never tried\r\n\r\n")
-        .await;
+    bed.accept(&["b@example.org"], "Subject: never tried\r\n\r\n").await;
     let failed = |queued: &[Queued]| queued.iter().all(|message| message.state == QueuedState::Failed);
     for message in bed.queue("both failed", failed).await {
         assert_eq!(states(&message), [RecipientState::Failed]);
@@ -263,10 +202,7 @@ async fn a_hard_stop_leaves_the_outcome_to_the_next_start() {
     }
     bed.soft.cancel();
     bed.hard.cancel();
-    tokio::time::timeout(Duration::from_secs(5), bed.worker)
-        .await
-        .unwrap()
-        .unwrap();
+    tokio::time::timeout(Duration::from_secs(5), bed.worker).await.unwrap().unwrap();
     bed.store.recover(clock::now()).await.unwrap();
     let queued = bed.store.queued(None, 10).await.unwrap();
     assert_eq!(queued[0].attempts[0].outcome.as_deref(), Some("unknown"));
@@ -285,10 +221,7 @@ async fn a_soft_stop_finishes_the_message_in_hand() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     bed.soft.cancel();
-    tokio::time::timeout(Duration::from_secs(20), bed.worker)
-        .await
-        .unwrap()
-        .unwrap();
+    tokio::time::timeout(Duration::from_secs(20), bed.worker).await.unwrap().unwrap();
     let queued = bed.store.queued(None, 10).await.unwrap();
     assert_eq!(queued[0].attempts[0].outcome.as_deref(), Some("unknown"));
     assert!(queued[1].attempts.is_empty(), "the next one is not begun");

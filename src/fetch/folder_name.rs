@@ -16,11 +16,7 @@ pub(super) fn encode(name: &str) -> String {
     for c in name.chars() {
         if !(' '..='~').contains(&c) {
             let mut units = [0; 2];
-            shifted.extend(
-                c.encode_utf16(&mut units)
-                    .iter()
-                    .flat_map(|unit| unit.to_be_bytes()),
-            );
+            shifted.extend(c.encode_utf16(&mut units).iter().flat_map(|unit| unit.to_be_bytes()));
             continue;
         }
         shift_back(&mut encoded, &mut shifted);

@@ -77,33 +77,19 @@ impl InHand<'_> {
     /// and fro), or by a push whose outcome nobody knows.
     async fn is_there(&self, incoming: &Incoming) -> Result<bool, Stop> {
         let inbox = &self.inbox;
-        if inbox
-            .store
-            .was_pushed(inbox.mailbox.address(), &incoming.message_id)
-            .await?
-        {
+        if inbox.store.was_pushed(inbox.mailbox.address(), &incoming.message_id).await? {
             return Ok(true);
         }
         if self.row.tries == 0 {
             return Ok(false);
         }
-        inbox
-            .gateway
-            .knows(&incoming.message_id)
-            .await
-            .map_err(Stop::Odoo)
+        inbox.gateway.knows(&incoming.message_id).await.map_err(Stop::Odoo)
     }
 
     async fn push(&mut self, incoming: Incoming, size: u64) -> Result<(), Stop> {
         let gateway = self.inbox.gateway.clone();
         // After a crash, Odoo may be at it for this long.
-        self.note(
-            PushState::Pushing,
-            Some(&incoming.message_id),
-            None,
-            gateway.settles_after(),
-        )
-        .await?;
+        self.note(PushState::Pushing, Some(&incoming.message_id), None, gateway.settles_after()).await?;
         let tries = self.row.tries.saturating_add(1);
         let mailbox = self.inbox.mailbox.clone();
         let model = mailbox.config.model.as_deref();
@@ -121,8 +107,7 @@ impl InHand<'_> {
             self.set_aside(&failure, plan::refused_again_after(tries)).await?;
         } else {
             let wait = failure.retry_after.unwrap_or_default();
-            self.note(PushState::Waiting, None, Some(failure.to_string()), wait)
-                .await?;
+            self.note(PushState::Waiting, None, Some(failure.to_string()), wait).await?;
         }
         Err(Stop::Odoo(failure))
     }
@@ -132,13 +117,7 @@ impl InHand<'_> {
         let thread_id = taken.and_then(Taken::thread_id);
         let noted = thread_id.map_or_else(|| answer.to_owned(), |id| format!("{answer}: {id}"));
         let message_id = self.row.message_id.clone();
-        self.note(
-            PushState::Pushed,
-            message_id.as_deref(),
-            Some(noted),
-            Duration::ZERO,
-        )
-        .await?;
+        self.note(PushState::Pushed, message_id.as_deref(), Some(noted), Duration::ZERO).await?;
         tracing::info!(
             mailbox = %self.inbox.mailbox.address(),
             uid = self.row.uid,
@@ -204,13 +183,7 @@ impl InHand<'_> {
     async fn set_aside(&mut self, failure: &Failure, wait: Duration) -> Result<(), Stop> {
         let answer = format!("{}: {}", failure.code, failure.reply);
         self.note(PushState::Refused, None, Some(answer), wait).await?;
-        let Failure {
-            class,
-            code,
-            reply,
-            advice,
-            ..
-        } = failure;
+        let Failure { class, code, reply, advice, .. } = failure;
         tracing::warn!(
             mailbox = %self.inbox.mailbox.address(),
             uid = self.row.uid,

@@ -141,10 +141,7 @@ impl Inbox {
             }
             Err(Stop::Renew | Stop::Stopping) => return Duration::ZERO,
             // Asking for a token again costs nothing, and somebody may connect the mailbox any moment.
-            Err(Stop::Token(failure)) => Failure {
-                class: Class::Transient,
-                ..failure
-            },
+            Err(Stop::Token(failure)) => Failure { class: Class::Transient, ..failure },
             Err(Stop::Odoo(failure)) => failure,
             Err(Stop::Imap(failure)) => match self.lost(failure) {
                 Some(failure) => failure,
@@ -156,10 +153,7 @@ impl Inbox {
                 );
                 self.disk.fail(&failure, clock::now());
                 // It passes as soon as there is room again.
-                Failure {
-                    class: Class::Transient,
-                    ..failure
-                }
+                Failure { class: Class::Transient, ..failure }
             }
         };
         self.failures = self.failures.saturating_add(1);
@@ -216,11 +210,7 @@ impl Inbox {
             let token = self.tokens.access_token(address).await.map_err(Stop::Token)?;
             match Session::open(&microsoft.imap, self.tls.clone(), address, token.secret()).await {
                 Ok(session) => {
-                    return Ok(Line {
-                        session,
-                        token,
-                        proven: false,
-                    });
+                    return Ok(Line { session, token, proven: false });
                 }
                 Err(failure) if again && failure.code == imap_replies::LOGIN_REFUSED => {
                     self.tokens.refused(address, &token);
@@ -240,9 +230,7 @@ impl Inbox {
         let found = line.session.search(&look.search()).await?;
         let (mark, uids) = look.enter(selected, found);
         let now = clock::now();
-        let noted = self
-            .noted_at
-            .is_some_and(|at| now.duration_since(at) < NOTE_EVERY);
+        let noted = self.noted_at.is_some_and(|at| now.duration_since(at) < NOTE_EVERY);
         if !noted || !uids.is_empty() || known != Some(mark) {
             self.store.found(address, folder, mark, uids, now).await?;
             self.noted_at = Some(now);
@@ -263,10 +251,7 @@ impl Inbox {
         let mailbox = self.mailbox.clone();
         let (address, folder) = (mailbox.address(), mailbox.config.folder.as_str());
         loop {
-            let batch = self
-                .store
-                .to_push(address, folder, uidvalidity, clock::now(), BATCH)
-                .await?;
+            let batch = self.store.to_push(address, folder, uidvalidity, clock::now(), BATCH).await?;
             if self.gateway.trouble().is_some() && (self.waits_for_odoo || !batch.is_empty()) {
                 // A small question first: a message is only booked when somebody is there to take it.
                 self.gateway.sign_in().await.map_err(Stop::Odoo)?;
@@ -284,12 +269,7 @@ impl Inbox {
                 if line.expires_soon() {
                     return Err(Stop::Renew);
                 }
-                let mut message = InHand {
-                    inbox: self,
-                    session: &mut line.session,
-                    uidvalidity,
-                    row,
-                };
+                let mut message = InHand { inbox: self, session: &mut line.session, uidvalidity, row };
                 Box::pin(message.bring(soft)).await?;
                 line.proven = true;
             }

@@ -28,10 +28,8 @@ pub(super) struct Incoming {
 /// was found.
 pub(super) fn prepare(raw: Vec<u8>, mailbox: &Address, booked: Option<&str>) -> Incoming {
     let found = HeaderView::parse(&raw).message_id();
-    let message_id = found
-        .clone()
-        .or_else(|| booked.map(str::to_owned))
-        .unwrap_or_else(|| derived_id(&raw, mailbox));
+    let message_id =
+        found.clone().or_else(|| booked.map(str::to_owned)).unwrap_or_else(|| derived_id(&raw, mailbox));
     let mut fields = String::new();
     if !names(&raw, mailbox) {
         fields.push_str("Delivered-To: ");
@@ -48,10 +46,7 @@ pub(super) fn prepare(raw: Vec<u8>, mailbox: &Address, booked: Option<&str>) -> 
     }
     let mut with_fields = fields.into_bytes();
     with_fields.extend_from_slice(&raw);
-    Incoming {
-        raw: with_fields,
-        message_id,
-    }
+    Incoming { raw: with_fields, message_id }
 }
 
 fn derived_id(raw: &[u8], mailbox: &Address) -> String {
@@ -161,31 +156,17 @@ mod tests {
         let raw = b"To: john@example.com\r\nSubject: x\r\n\r\nBody\r\n".to_vec();
         let first = prepare(raw.clone(), &john(), None);
         // What `sha256sum` says of the same bytes.
-        assert_eq!(
-            first.message_id,
-            "<outlook-relay.69e1ba73c0d4226e8ad8817ecdfd1a32@example.com>"
-        );
+        assert_eq!(first.message_id, "<outlook-relay.69e1ba73c0d4226e8ad8817ecdfd1a32@example.com>");
         assert_eq!(first, prepare(raw.clone(), &john(), None));
-        assert!(
-            first
-                .raw
-                .starts_with(format!("Message-Id: {}\r\nTo: ", first.message_id).as_bytes())
-        );
+        assert!(first.raw.starts_with(format!("Message-Id: {}\r\nTo: ", first.message_id).as_bytes()));
         assert!(first.raw.ends_with(&raw));
-        assert_eq!(
-            HeaderView::parse(&first.raw).message_id(),
-            Some(first.message_id.clone())
-        );
+        assert_eq!(HeaderView::parse(&first.raw).message_id(), Some(first.message_id.clone()));
         let mut other = raw.clone();
         other.push(b'!');
         assert_ne!(prepare(other, &john(), None).message_id, first.message_id);
         let again = prepare(raw, &john(), Some("<outlook-relay.0@example.com>"));
         assert_eq!(again.message_id, "<outlook-relay.0@example.com>");
-        assert!(
-            again
-                .raw
-                .starts_with(b"Message-Id: <outlook-relay.0@example.com>\r\n")
-        );
+        assert!(again.raw.starts_with(b"Message-Id: <outlook-relay.0@example.com>\r\n"));
     }
 
     proptest! {

@@ -21,9 +21,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self {
-            poll: Duration::from_secs(60),
-        }
+        Self { poll: Duration::from_secs(60) }
     }
 }
 
@@ -31,8 +29,6 @@ impl Config {
     /// Reads what a section says of it over what holds otherwise.
     pub fn read(section: &mut Section<'_>, otherwise: &Self) -> Self {
         let range = Duration::from_millis(100)..Duration::from_secs(24 * 3600 + 1);
-        Self {
-            poll: section.duration("poll", otherwise.poll, range),
-        }
+        Self { poll: section.duration("poll", otherwise.poll, range) }
     }
 }

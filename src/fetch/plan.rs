@@ -44,10 +44,7 @@ impl Look {
                 found.last().copied().unwrap_or(mark)
             }
         };
-        let mark = Mark {
-            uidvalidity: folder.uidvalidity,
-            uid,
-        };
+        let mark = Mark { uidvalidity: folder.uidvalidity, uid };
         (mark, found)
     }
 }
@@ -57,16 +54,8 @@ const MINUTE: u64 = 60;
 const HOUR: u64 = 3600;
 
 /// How long to wait after the nth failure in a row (`times` from 1): 1, 2, 5, 10, 30 s, 1, 2, 5 min, then every 5 min.
-const PASSING: [u64; 8] = [
-    SECOND,
-    2 * SECOND,
-    5 * SECOND,
-    10 * SECOND,
-    30 * SECOND,
-    MINUTE,
-    2 * MINUTE,
-    5 * MINUTE,
-];
+const PASSING: [u64; 8] =
+    [SECOND, 2 * SECOND, 5 * SECOND, 10 * SECOND, 30 * SECOND, MINUTE, 2 * MINUTE, 5 * MINUTE];
 
 /// The same where a person has to act, or the service asked for fewer requests: 1, 2, 5 min, then every 10 min.
 const LASTING: [u64; 4] = [MINUTE, 2 * MINUTE, 5 * MINUTE, 10 * MINUTE];
@@ -91,11 +80,7 @@ pub fn refused_again_after(tries: u32) -> Duration {
 /// The nth step of a schedule (from 1), which ends with its last.
 fn step(schedule: &[u64], times: u32) -> Duration {
     let index = usize::try_from(times.saturating_sub(1)).unwrap_or(usize::MAX);
-    let seconds = schedule
-        .get(index)
-        .or(schedule.last())
-        .copied()
-        .unwrap_or_default();
+    let seconds = schedule.get(index).or(schedule.last()).copied().unwrap_or_default();
     Duration::from_secs(seconds)
 }
 
@@ -114,43 +99,11 @@ mod tests {
 
     #[test]
     fn what_is_new_follows_from_the_mark() {
-        type Row = (
-            &'static str,
-            Option<Mark>,
-            Folder,
-            &'static str,
-            Vec<u32>,
-            Mark,
-            Vec<u32>,
-        );
+        type Row = (&'static str, Option<Mark>, Folder, &'static str, Vec<u32>, Mark, Vec<u32>);
         let rows: [Row; 9] = [
-            (
-                "first start",
-                None,
-                folder(1, 8),
-                "UNSEEN",
-                vec![7, 3],
-                mark(1, 7),
-                vec![3, 7],
-            ),
-            (
-                "first start, nothing unread",
-                None,
-                folder(1, 8),
-                "UNSEEN",
-                vec![],
-                mark(1, 7),
-                vec![],
-            ),
-            (
-                "first start, empty folder",
-                None,
-                folder(1, 1),
-                "UNSEEN",
-                vec![],
-                mark(1, 0),
-                vec![],
-            ),
+            ("first start", None, folder(1, 8), "UNSEEN", vec![7, 3], mark(1, 7), vec![3, 7]),
+            ("first start, nothing unread", None, folder(1, 8), "UNSEEN", vec![], mark(1, 7), vec![]),
+            ("first start, empty folder", None, folder(1, 1), "UNSEEN", vec![], mark(1, 0), vec![]),
             (
                 "one came between SELECT and SEARCH",
                 None,
@@ -160,15 +113,7 @@ mod tests {
                 mark(1, 7),
                 vec![8],
             ),
-            (
-                "next poll",
-                Some(mark(1, 7)),
-                folder(1, 10),
-                "UID 8:*",
-                vec![9, 8],
-                mark(1, 9),
-                vec![8, 9],
-            ),
+            ("next poll", Some(mark(1, 7)), folder(1, 10), "UID 8:*", vec![9, 8], mark(1, 9), vec![8, 9]),
             (
                 "next poll, nothing new",
                 Some(mark(1, 7)),
@@ -187,24 +132,8 @@ mod tests {
                 mark(1, 7),
                 vec![],
             ),
-            (
-                "UIDs count anew",
-                Some(mark(1, 7)),
-                folder(2, 4),
-                "UNSEEN",
-                vec![1, 3],
-                mark(2, 3),
-                vec![1, 3],
-            ),
-            (
-                "named twice",
-                Some(mark(1, 1)),
-                folder(1, 4),
-                "UID 2:*",
-                vec![3, 2, 3],
-                mark(1, 3),
-                vec![2, 3],
-            ),
+            ("UIDs count anew", Some(mark(1, 7)), folder(2, 4), "UNSEEN", vec![1, 3], mark(2, 3), vec![1, 3]),
+            ("named twice", Some(mark(1, 1)), folder(1, 4), "UID 2:*", vec![3, 2, 3], mark(1, 3), vec![2, 3]),
         ];
         for (what, known, folder, search, found, new_mark, entered) in rows {
             let look = Look::new(known, folder);
@@ -217,10 +146,7 @@ mod tests {
     fn the_last_possible_uid_does_no_harm() {
         let look = Look::Above(u32::MAX);
         assert_eq!(look.search(), "UID 4294967295:*");
-        assert_eq!(
-            look.enter(folder(1, u32::MAX), vec![u32::MAX]),
-            (mark(1, u32::MAX), vec![])
-        );
+        assert_eq!(look.enter(folder(1, u32::MAX), vec![u32::MAX]), (mark(1, u32::MAX), vec![]));
     }
 
     proptest! {
@@ -241,13 +167,8 @@ mod tests {
         let severe = Failure::new(Class::Administrator, "c", "r");
         let waits: Vec<_> = (1..=5).map(|times| back_off(&severe, times).as_secs()).collect();
         assert_eq!(waits, [60, 120, 300, 600, 600]);
-        assert_eq!(
-            back_off(&passing.wait(Duration::from_secs(299)), 1).as_secs(),
-            299
-        );
-        let waits: Vec<_> = (0..=6)
-            .map(|tries| refused_again_after(tries).as_secs())
-            .collect();
+        assert_eq!(back_off(&passing.wait(Duration::from_secs(299)), 1).as_secs(), 299);
+        let waits: Vec<_> = (0..=6).map(|tries| refused_again_after(tries).as_secs()).collect();
         assert_eq!(waits, [300, 300, 900, 3600, 10800, 21600, 21600]);
         assert_eq!(refused_again_after(u32::MAX).as_secs(), 21600);
     }

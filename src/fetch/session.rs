@@ -84,23 +84,11 @@ impl Session {
         let stream = connect(endpoint, tls).await?;
         let mut client = Client::new(BufWriter::new(stream));
         let greeting = within(COMMAND, "the greeting", client.read_response()).await?;
-        match greeting
-            .map_err(|error| broken(&error))?
-            .as_ref()
-            .map(|greeting| greeting.parsed())
-        {
+        match greeting.map_err(|error| broken(&error))?.as_ref().map(|greeting| greeting.parsed()) {
             Some(Response::Data { status: Said::Ok, .. }) => {}
-            Some(Response::Data {
-                status: Said::Bye,
-                outcome,
-            }) => {
+            Some(Response::Data { status: Said::Bye, outcome }) => {
                 let text = outcome.information.as_deref().unwrap_or_default();
-                return Err(imap_replies::judge(
-                    Step::Greeting,
-                    Status::Bye,
-                    text,
-                    mailbox.as_str(),
-                ));
+                return Err(imap_replies::judge(Step::Greeting, Status::Bye, text, mailbox.as_str()));
             }
             Some(_) => return Err(odd("the server's greeting is none")),
             None => return Err(cut()),
@@ -108,10 +96,7 @@ impl Session {
         let answer = format!("user={mailbox}\x01auth=Bearer {token}\x01\x01");
         let signed_in = client.authenticate("XOAUTH2", Xoauth2 { answer: Some(answer) });
         match within(COMMAND, "AUTHENTICATE", Box::pin(signed_in)).await? {
-            Ok(imap) => Ok(Self {
-                imap,
-                mailbox: mailbox.clone(),
-            }),
+            Ok(imap) => Ok(Self { imap, mailbox: mailbox.clone() }),
             Err((error, _)) => Err(login_failure(&error, mailbox)),
         }
     }
@@ -181,12 +166,7 @@ impl Session {
         let command = format!("UID FETCH {uid} (UID BODY.PEEK[])");
         self.command(Step::Fetch, &command, BODY, |response| {
             for attribute in attributes_of(uid, response) {
-                if let AttributeValue::BodySection {
-                    section: None,
-                    data: Some(data),
-                    ..
-                } = attribute
-                {
+                if let AttributeValue::BodySection { section: None, data: Some(data), .. } = attribute {
                     body = Some(data.to_vec());
                 }
             }
@@ -232,21 +212,12 @@ impl Session {
                 let response = response.map_err(|error| Error::Lost(broken(&error)))?;
                 let response = response.ok_or_else(|| Error::Lost(cut()))?;
                 let (status, outcome) = match response.parsed() {
-                    Response::Done {
-                        tag: of,
-                        status: Said::Ok,
-                        ..
-                    } if *of == tag => return Ok(()),
-                    Response::Done {
-                        tag: of,
-                        status: Said::No,
-                        outcome,
-                    } if *of == tag => (Status::No, outcome),
+                    Response::Done { tag: of, status: Said::Ok, .. } if *of == tag => return Ok(()),
+                    Response::Done { tag: of, status: Said::No, outcome } if *of == tag => {
+                        (Status::No, outcome)
+                    }
                     Response::Done { tag: of, outcome, .. } if *of == tag => (Status::Bad, outcome),
-                    Response::Data {
-                        status: Said::Bye,
-                        outcome,
-                    } => (Status::Bye, outcome),
+                    Response::Data { status: Said::Bye, outcome } => (Status::Bye, outcome),
                     untagged => {
                         each(untagged);
                         continue;
@@ -261,12 +232,8 @@ impl Session {
                 });
             }
         };
-        let verb: String = command
-            .split(' ')
-            .take_while(|word| word.len() > 2)
-            .take(2)
-            .collect::<Vec<_>>()
-            .join(" ");
+        let verb: String =
+            command.split(' ').take_while(|word| word.len() > 2).take(2).collect::<Vec<_>>().join(" ");
         within(limit, &verb, work).await.map_err(Error::Lost)?
     }
 }
@@ -287,12 +254,8 @@ impl Authenticator for Xoauth2 {
 
 async fn connect(endpoint: &HostPort, tls: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>, Failure> {
     let name = ServerName::try_from(endpoint.host.clone()).map_err(|_| {
-        Failure::new(
-            Class::Administrator,
-            "imap",
-            format!("{} is no host name", endpoint.host),
-        )
-        .advise("set `imap` to the IMAP server's name and port")
+        Failure::new(Class::Administrator, "imap", format!("{} is no host name", endpoint.host))
+            .advise("set `imap` to the IMAP server's name and port")
     })?;
     let unreachable = |error: &std::io::Error| {
         Failure::new(Class::Transient, "connect", format!("{endpoint}: {error}"))
@@ -308,9 +271,7 @@ async fn connect(endpoint: &HostPort, tls: Arc<ClientConfig>) -> Result<TlsStrea
 }
 
 fn tls_failure(endpoint: &HostPort, error: &std::io::Error) -> Failure {
-    let cause = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let cause = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     let reply = format!("{endpoint}: {}", chain(error));
     if matches!(cause, Some(rustls::Error::InvalidCertificate(_))) {
         Failure::new(Class::Administrator, "TLS", reply).advise(

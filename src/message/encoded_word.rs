@@ -107,11 +107,7 @@ fn decode_run(text: &str, place: Place) -> Option<(String, &str)> {
     let mut charset: Option<Charset> = None;
     let mut decoded = String::new();
     let mut behind = text;
-    while let Some((word, after)) = parse_word(if charset.is_none() {
-        behind
-    } else {
-        behind.trim_start()
-    }) {
+    while let Some((word, after)) = parse_word(if charset.is_none() { behind } else { behind.trim_start() }) {
         let ends = place != Place::Phrase
             || after.is_empty()
             || after.starts_with("=?")
@@ -144,13 +140,7 @@ fn parse_word(text: &str) -> Option<(Word, &str)> {
         "q" | "Q" => quoted_printable(content)?,
         _ => return None,
     };
-    Some((
-        Word {
-            charset: Charset::named(charset)?,
-            octets,
-        },
-        behind.strip_prefix('=')?,
-    ))
+    Some((Word { charset: Charset::named(charset)?, octets }, behind.strip_prefix('=')?))
 }
 
 /// The Q encoding (RFC 2047 section 4.2).
@@ -207,10 +197,7 @@ pub(super) fn windows_1252(octets: &[u8]) -> String {
         '\u{fffd}', '‘', '’', '“', '”', '•', '–', '—', '˜', '™', 'š', '›', 'œ', '\u{fffd}', 'ž', 'Ÿ',
     ];
     let decode = |byte: u8| match byte {
-        0x80..=0x9f => FROM_0X80
-            .get(usize::from(byte) - 0x80)
-            .copied()
-            .unwrap_or('\u{fffd}'),
+        0x80..=0x9f => FROM_0X80.get(usize::from(byte) - 0x80).copied().unwrap_or('\u{fffd}'),
         _ => char::from(byte),
     };
     octets.iter().copied().map(decode).collect()

@@ -49,10 +49,7 @@ impl<'a> HeaderView<'a> {
     /// A decoded word is put in quotes: what it says belongs to the display name, even if it holds a comma or looks
     /// like an address. Control characters become spaces.
     pub fn from(&self) -> Option<String> {
-        let values: Vec<_> = self
-            .fields("From")
-            .map(|field| encoded_word::decode(&field.text()))
-            .collect();
+        let values: Vec<_> = self.fields("From").map(|field| encoded_word::decode(&field.text())).collect();
         (!values.is_empty()).then(|| values.join(", "))
     }
 
@@ -64,9 +61,7 @@ impl<'a> HeaderView<'a> {
             let end = start + text.get(start..)?.find('>')?;
             text.get(start..=end)
         });
-        Some(bracketed.unwrap_or(&text))
-            .filter(|id| !id.is_empty())
-            .map(str::to_owned)
+        Some(bracketed.unwrap_or(&text)).filter(|id| !id.is_empty()).map(str::to_owned)
     }
 
     /// Whether header or body holds bytes of 0x80 and above, so that the next hop needs 8BITMIME (RFC 6152).
@@ -96,25 +91,14 @@ pub fn with_from(raw: &[u8], from: &str) -> Vec<u8> {
         kept = field.end;
         if !replaced {
             let end = line_end(field.raw);
-            push_from(
-                &mut message,
-                field.name,
-                from,
-                if end == b"\n" { end } else { b"\r\n" },
-            );
+            push_from(&mut message, field.name, from, if end == b"\n" { end } else { b"\r\n" });
             message.extend_from_slice(end);
             replaced = true;
         }
     }
     if !replaced {
-        let first_line = raw
-            .get(..memchr(b'\n', raw).map_or(0, |at| at + 1))
-            .unwrap_or_default();
-        let end: &[u8] = if line_end(first_line) == b"\n" {
-            b"\n"
-        } else {
-            b"\r\n"
-        };
+        let first_line = raw.get(..memchr(b'\n', raw).map_or(0, |at| at + 1)).unwrap_or_default();
+        let end: &[u8] = if line_end(first_line) == b"\n" { b"\n" } else { b"\r\n" };
         push_from(&mut message, b"From", from, end);
         message.extend_from_slice(end);
         if Fields::new(raw).next().is_none() && !is_blank(first_line) {
@@ -148,11 +132,7 @@ fn from_tokens(from: &str) -> Vec<String> {
     let from = without_controls(from);
     let mailboxes = list::mailboxes(&from);
     if mailboxes.is_empty() || mailboxes.iter().any(|(_, spec)| spec.len() > LONGEST_TOKEN) {
-        return if fits_as_it_is(&from) {
-            vec![from]
-        } else {
-            encoded_word::encode(&from)
-        };
+        return if fits_as_it_is(&from) { vec![from] } else { encoded_word::encode(&from) };
     }
     let mut tokens: Vec<String> = Vec::new();
     for (name, spec) in mailboxes {
@@ -200,12 +180,8 @@ impl Field<'_> {
     /// The value as text: unfolded (RFC 5322 section 2.2.3), trimmed, without control characters. Bytes that are not
     /// UTF-8 are taken as windows-1252, which is what unlabelled text most often is.
     fn text(&self) -> String {
-        let unfolded: Vec<u8> = self
-            .value
-            .iter()
-            .copied()
-            .filter(|byte| !matches!(byte, b'\r' | b'\n'))
-            .collect();
+        let unfolded: Vec<u8> =
+            self.value.iter().copied().filter(|byte| !matches!(byte, b'\r' | b'\n')).collect();
         let text =
             String::from_utf8(unfolded).unwrap_or_else(|error| encoded_word::windows_1252(error.as_bytes()));
         without_controls(&text)
@@ -225,8 +201,7 @@ impl<'a> Fields<'a> {
 
     fn line_at(&self, at: usize) -> &'a [u8] {
         let rest = self.raw.get(at..).unwrap_or_default();
-        rest.get(..memchr(b'\n', rest).map_or(rest.len(), |end| end + 1))
-            .unwrap_or_default()
+        rest.get(..memchr(b'\n', rest).map_or(rest.len(), |end| end + 1)).unwrap_or_default()
     }
 }
 

@@ -17,50 +17,23 @@ fn from_is_unfolded_and_decoded() {
         ("eve@x.test", "eve@x.test"),
         ("  \"Eve\"\r\n <eve@x.test>  ", "\"Eve\" <eve@x.test>"),
         ("Jürgen <eve@x.test>", "Jürgen <eve@x.test>"),
-        (
-            "=?iso-8859-1?q?J=FCrgen?= <eve@x.test>",
-            "\"Jürgen\" <eve@x.test>",
-        ),
-        (
-            "=?ISO-8859-1*de?Q?J=fcrgen_M?= <eve@x.test>",
-            "\"Jürgen M\" <eve@x.test>",
-        ),
+        ("=?iso-8859-1?q?J=FCrgen?= <eve@x.test>", "\"Jürgen\" <eve@x.test>"),
+        ("=?ISO-8859-1*de?Q?J=fcrgen_M?= <eve@x.test>", "\"Jürgen M\" <eve@x.test>"),
         ("=?windows-1252?Q?=80?= <eve@x.test>", "\"€\" <eve@x.test>"),
         ("=?us-ascii?q?Eve?= <eve@x.test>", "\"Eve\" <eve@x.test>"),
         ("=?utf-8?b?SsO8cmdlbg==?= <eve@x.test>", "\"Jürgen\" <eve@x.test>"),
         // Careless base64: no padding.
         ("=?utf-8?B?SsO8cmdlbg?= <eve@x.test>", "\"Jürgen\" <eve@x.test>"),
         // White space between words does not count, and a character may be cut in two.
-        (
-            "=?utf-8?q?J=C3?=\r\n =?utf-8?q?=BCrgen?=\r\n <eve@x.test>",
-            "\"Jürgen\" <eve@x.test>",
-        ),
-        (
-            "=?utf-8?q?a?= =?iso-8859-1?q?=FC?= b <eve@x.test>",
-            "\"aü\" b <eve@x.test>",
-        ),
+        ("=?utf-8?q?J=C3?=\r\n =?utf-8?q?=BCrgen?=\r\n <eve@x.test>", "\"Jürgen\" <eve@x.test>"),
+        ("=?utf-8?q?a?= =?iso-8859-1?q?=FC?= b <eve@x.test>", "\"aü\" b <eve@x.test>"),
         // What a word says cannot change who the sender is.
-        (
-            "=?utf-8?q?M=C3=BCller=2C_J=22?= <eve@x.test>",
-            "\"Müller, J\\\"\" <eve@x.test>",
-        ),
-        (
-            "=?utf-8?q?ceo=40corp.test?= <eve@x.test>",
-            "\"ceo@corp.test\" <eve@x.test>",
-        ),
-        (
-            "=?utf-8?q?=3Cceo=40corp.test=3E?= <eve@x.test>",
-            "\"<ceo@corp.test>\" <eve@x.test>",
-        ),
-        (
-            "=?utf-8?q?a=0D=0ABcc:_b?= <eve@x.test>",
-            "\"a  Bcc: b\" <eve@x.test>",
-        ),
+        ("=?utf-8?q?M=C3=BCller=2C_J=22?= <eve@x.test>", "\"Müller, J\\\"\" <eve@x.test>"),
+        ("=?utf-8?q?ceo=40corp.test?= <eve@x.test>", "\"ceo@corp.test\" <eve@x.test>"),
+        ("=?utf-8?q?=3Cceo=40corp.test=3E?= <eve@x.test>", "\"<ceo@corp.test>\" <eve@x.test>"),
+        ("=?utf-8?q?a=0D=0ABcc:_b?= <eve@x.test>", "\"a  Bcc: b\" <eve@x.test>"),
         // In quoted strings, where they should not be, and in comments, where they may.
-        (
-            "\"=?utf-8?q?J=C3=BC=22?= x\" <eve@x.test>",
-            "\"Jü\\\" x\" <eve@x.test>",
-        ),
+        ("\"=?utf-8?q?J=C3=BC=22?= x\" <eve@x.test>", "\"Jü\\\" x\" <eve@x.test>"),
         ("eve@x.test (=?utf-8?q?J=C3=BC=29?=)", "eve@x.test (Jü\\))"),
         // Not a word: unknown charset or encoding, broken, in the middle of an atom, in an address.
         ("=?koi8-r?q?=C1?= <eve@x.test>", "=?koi8-r?q?=C1?= <eve@x.test>"),
@@ -80,10 +53,7 @@ fn from_is_unfolded_and_decoded() {
 
 #[test]
 fn bytes_that_are_not_utf_8_are_windows_1252() {
-    assert_eq!(
-        from_of(b"From: J\xfcrgen \x80 <a@b.c>\r\n\r\n").unwrap(),
-        "Jürgen € <a@b.c>"
-    );
+    assert_eq!(from_of(b"From: J\xfcrgen \x80 <a@b.c>\r\n\r\n").unwrap(), "Jürgen € <a@b.c>");
 }
 
 #[test]
@@ -96,18 +66,12 @@ fn fields_are_found_wherever_the_header_section_ends() {
         (b"Subject: x\n\nFrom: body@x.test\n", None),
         (b"Subject: x\r\nno field\r\nFrom: body@x.test\r\n", None),
         (b" folded\r\nFrom: body@x.test\r\n", None),
-        (
-            b"From body@x.test Mon Jan 1 00:00:00\r\nFrom: body@x.test\r\n",
-            None,
-        ),
+        (b"From body@x.test Mon Jan 1 00:00:00\r\nFrom: body@x.test\r\n", None),
         (b"X-From: a@b.c\r\nFrom-X: a@b.c\r\nFro: a@b.c\r\n\r\n", None),
         (b"From: a@b.c", Some("a@b.c")),
         (b"fROM \t: a@b.c\n\nbody", Some("a@b.c")),
         (b"From:\r\n\t \r\n a@b.c\r\nTo: x\r\n", Some("a@b.c")),
-        (
-            b"From: a@b.c\r\nTo: x\r\nFROM: d@e.f\r\n\r\n",
-            Some("a@b.c, d@e.f"),
-        ),
+        (b"From: a@b.c\r\nTo: x\r\nFROM: d@e.f\r\n\r\n", Some("a@b.c, d@e.f")),
         (b"From: a\x00\x0b@b.c\r\n\r\n", Some("a  @b.c")),
     ];
     for (raw, expected) in cases {
@@ -126,11 +90,7 @@ fn message_id_comes_with_its_brackets() {
         ("Message-ID: \r\n\r\n", None),
         ("Subject: x\r\n\r\nMessage-ID: <a@b>\r\n", None),
     ] {
-        assert_eq!(
-            HeaderView::parse(raw.as_bytes()).message_id().as_deref(),
-            expected,
-            "{raw:?}"
-        );
+        assert_eq!(HeaderView::parse(raw.as_bytes()).message_id().as_deref(), expected, "{raw:?}");
     }
 }
 
@@ -148,14 +108,8 @@ fn only_the_from_is_replaced() {
             b"To: x\r\nFROM: old\r\nCc: y\r\n\r\nFrom: b\r\n",
             b"To: x\r\nFROM: <new>\r\nCc: y\r\n\r\nFrom: b\r\n",
         ),
-        (
-            b"From:old\r\n folded\r\n\tmore\r\nTo: x\r\n\r\n",
-            b"From: <new>\r\nTo: x\r\n\r\n",
-        ),
-        (
-            b"From : 1\nTo: x\nfrom: 2\n more\nCc: y\nFROM: 3\n\nb",
-            b"From: <new>\nTo: x\nCc: y\n\nb",
-        ),
+        (b"From:old\r\n folded\r\n\tmore\r\nTo: x\r\n\r\n", b"From: <new>\r\nTo: x\r\n\r\n"),
+        (b"From : 1\nTo: x\nfrom: 2\n more\nCc: y\nFROM: 3\n\nb", b"From: <new>\nTo: x\nCc: y\n\nb"),
         (b"To: x\r\nFrom: old", b"To: x\r\nFrom: <new>"),
         // Absent.
         (b"To: x\r\n\r\nbody\r\n", b"From: <new>\r\nTo: x\r\n\r\nbody\r\n"),
@@ -170,12 +124,7 @@ fn only_the_from_is_replaced() {
     ];
     for (raw, expected) in cases {
         let expected = expected.escape_ascii().to_string().replace("<new>", "n@x.test");
-        assert_eq!(
-            with_from(raw, "n@x.test").escape_ascii().to_string(),
-            expected,
-            "{}",
-            raw.escape_ascii()
-        );
+        assert_eq!(with_from(raw, "n@x.test").escape_ascii().to_string(), expected, "{}", raw.escape_ascii());
     }
 }
 
@@ -184,23 +133,14 @@ fn the_new_from_is_encoded_and_folded() {
     let long = "Müller ".repeat(20);
     let cases = [
         ("\"Eve\" <n@x.test>", "From: \"Eve\" <n@x.test>\r\n"),
-        (
-            "\"Jürgen\" <n@x.test>",
-            "From: =?utf-8?b?SsO8cmdlbg==?= <n@x.test>\r\n",
-        ),
-        (
-            "a@x.test, \"B\" <b@x.test>",
-            "From: a@x.test, \"B\" <b@x.test>\r\n",
-        ),
+        ("\"Jürgen\" <n@x.test>", "From: =?utf-8?b?SsO8cmdlbg==?= <n@x.test>\r\n"),
+        ("a@x.test, \"B\" <b@x.test>", "From: a@x.test, \"B\" <b@x.test>\r\n"),
         ("invalid", "From: invalid\r\n"),
         ("ungültig", "From: =?utf-8?b?dW5nw7xsdGln?=\r\n"),
         // An address has no encoded form.
         ("\"J\" <jörg@x.test>", "From: \"J\" <jörg@x.test>\r\n"),
         // Looks like an encoded word, and would be read as one.
-        (
-            "\"=?utf-8?q?a?=\" <n@x.test>",
-            "From: =?utf-8?b?PT91dGYtOD9xP2E/PQ==?= <n@x.test>\r\n",
-        ),
+        ("\"=?utf-8?q?a?=\" <n@x.test>", "From: =?utf-8?b?PT91dGYtOD9xP2E/PQ==?= <n@x.test>\r\n"),
         (
             "\"a\r\nBcc: b@x.test\r\n\r\nbody\u{85}\" <n@x.test>",
             "From: \"a  Bcc: b@x.test    body \" <n@x.test>\r\n",
@@ -216,29 +156,16 @@ fn the_new_from_is_encoded_and_folded() {
     }
     let folded = with_from(b"From: x\r\n\r\n", &format!("\"{long}\" <n@x.test>"));
     let folded = String::from_utf8(folded).unwrap();
-    assert!(
-        folded.lines().count() > 3 && folded.lines().all(|line| line.len() <= 82),
-        "{folded}"
-    );
-    assert_eq!(
-        from_of(folded.as_bytes()).unwrap(),
-        format!("\"{long}\" <n@x.test>")
-    );
+    assert!(folded.lines().count() > 3 && folded.lines().all(|line| line.len() <= 82), "{folded}");
+    assert_eq!(from_of(folded.as_bytes()).unwrap(), format!("\"{long}\" <n@x.test>"));
 }
 
 /// Each takes minutes if the scan is quadratic.
 #[test]
 fn huge_header_sections_take_linear_time() {
-    for unit in [
-        "From: a\r\n",
-        "X: y\r\n",
-        "From: =?",
-        "From: =?a?q?",
-        "From: =?utf-8?q?a?= ",
-        " \r\n",
-        "(",
-        "\"=?",
-    ] {
+    for unit in
+        ["From: a\r\n", "X: y\r\n", "From: =?", "From: =?a?q?", "From: =?utf-8?q?a?= ", " \r\n", "(", "\"=?"]
+    {
         let raw = format!("From: x\r\n {}", unit.repeat(50_000));
         with_from(raw.as_bytes(), &from_of(raw.as_bytes()).unwrap());
     }

@@ -82,39 +82,15 @@ const ROWS: &[Row] = &[
     any(TOKEN_EXPIRED, Class::Transient, TOKEN_EXPIRED, 0, ""),
     any("throttled", Class::Rate, "throttled", 60, ""),
     any("Suggested Backoff Time", Class::Rate, "throttled", 60, ""),
-    any(
-        "User is authenticated but not connected",
-        Class::Rate,
-        NOT_CONNECTED,
-        300,
-        MAILBOX,
-    ),
+    any("User is authenticated but not connected", Class::Rate, NOT_CONNECTED, 300, MAILBOX),
     any("Server Unavailable", Class::Transient, "", 0, ""),
     any("Command received in Invalid state", Class::Transient, "", 0, ""),
     // RFC 5530's response codes.
     any("[UNAVAILABLE]", Class::Transient, "", 0, ""),
     any("[INUSE]", Class::Transient, "", 0, ""),
-    any(
-        "[LIMIT]",
-        Class::Rate,
-        "",
-        60,
-        "too many other programs read this mailbox over IMAP",
-    ),
-    at(
-        Step::Authenticate,
-        Status::No,
-        Class::Administrator,
-        LOGIN_REFUSED,
-        LOGIN,
-    ),
-    at(
-        Step::Authenticate,
-        Status::Bad,
-        Class::Administrator,
-        LOGIN_REFUSED,
-        LOGIN,
-    ),
+    any("[LIMIT]", Class::Rate, "", 60, "too many other programs read this mailbox over IMAP"),
+    at(Step::Authenticate, Status::No, Class::Administrator, LOGIN_REFUSED, LOGIN),
+    at(Step::Authenticate, Status::Bad, Class::Administrator, LOGIN_REFUSED, LOGIN),
     at(Step::Select, Status::No, Class::Administrator, "", FOLDER),
     at(
         Step::Fetch,
@@ -133,27 +109,11 @@ const fn any(
     wait: u64,
     advice: &'static str,
 ) -> Row {
-    Row {
-        step: None,
-        status: None,
-        contains,
-        class,
-        code,
-        wait,
-        advice,
-    }
+    Row { step: None, status: None, contains, class, code, wait, advice }
 }
 
 const fn at(step: Step, status: Status, class: Class, code: &'static str, advice: &'static str) -> Row {
-    Row {
-        step: Some(step),
-        status: Some(status),
-        contains: "",
-        class,
-        code,
-        wait: 0,
-        advice,
-    }
+    Row { step: Some(step), status: Some(status), contains: "", class, code, wait: 0, advice }
 }
 
 /// What a refusing reply means for `mailbox`. A text that no row knows will pass: then the session is begun anew.
@@ -167,11 +127,7 @@ pub fn judge(step: Step, status: Status, text: &str, mailbox: &str) -> Failure {
     let Some(row) = ROWS.iter().find(matches) else {
         return Failure::new(Class::Transient, format!("IMAP {}", status.as_str()), text);
     };
-    let code = if row.code.is_empty() {
-        format!("IMAP {}", status.as_str())
-    } else {
-        row.code.to_owned()
-    };
+    let code = if row.code.is_empty() { format!("IMAP {}", status.as_str()) } else { row.code.to_owned() };
     let failure = Failure::new(row.class, code, text).advise(row.advice.replace("<mailbox>", mailbox));
     match suggested(&lower) {
         Some(wait) => failure.wait(wait),
@@ -191,12 +147,7 @@ pub fn persisting(mut failure: Failure, times: u32) -> Failure {
 /// `Suggested Backoff Time: N milliseconds`, within 1 s and 1 h.
 fn suggested(lower: &str) -> Option<Duration> {
     let (_, rest) = lower.split_once("suggested backoff time:")?;
-    let digits: String = rest
-        .trim_start()
-        .chars()
-        .take_while(char::is_ascii_digit)
-        .take(9)
-        .collect();
+    let digits: String = rest.trim_start().chars().take_while(char::is_ascii_digit).take(9).collect();
     let wait = Duration::from_millis(digits.parse().ok()?);
     Some(wait.clamp(Duration::from_secs(1), Duration::from_secs(3600)))
 }
@@ -210,38 +161,10 @@ mod tests {
         use Class::{Administrator, Message, Rate, Transient};
         use Status::{Bad, Bye, No};
         let rows: &[(Step, Status, &str, Class, &str, u64)] = &[
-            (
-                Step::Authenticate,
-                No,
-                "AUTHENTICATE failed.",
-                Administrator,
-                LOGIN_REFUSED,
-                0,
-            ),
-            (
-                Step::Authenticate,
-                Bad,
-                "Command Argument Error. 12",
-                Administrator,
-                LOGIN_REFUSED,
-                0,
-            ),
-            (
-                Step::Select,
-                Bad,
-                "User is authenticated but not connected.",
-                Rate,
-                NOT_CONNECTED,
-                300,
-            ),
-            (
-                Step::Search,
-                Bye,
-                "Session invalidated - AccessTokenExpired",
-                Transient,
-                TOKEN_EXPIRED,
-                0,
-            ),
+            (Step::Authenticate, No, "AUTHENTICATE failed.", Administrator, LOGIN_REFUSED, 0),
+            (Step::Authenticate, Bad, "Command Argument Error. 12", Administrator, LOGIN_REFUSED, 0),
+            (Step::Select, Bad, "User is authenticated but not connected.", Rate, NOT_CONNECTED, 300),
+            (Step::Search, Bye, "Session invalidated - AccessTokenExpired", Transient, TOKEN_EXPIRED, 0),
             (
                 Step::Fetch,
                 Bad,
@@ -250,87 +173,24 @@ mod tests {
                 "throttled",
                 299,
             ),
-            (
-                Step::Authenticate,
-                No,
-                "Suggested Backoff Time: 5000 milliseconds",
-                Rate,
-                "throttled",
-                5,
-            ),
+            (Step::Authenticate, No, "Suggested Backoff Time: 5000 milliseconds", Rate, "throttled", 5),
             (Step::Fetch, No, "Request is throttled.", Rate, "throttled", 60),
-            (
-                Step::Select,
-                No,
-                "Server Unavailable. 15",
-                Transient,
-                "IMAP NO",
-                0,
-            ),
-            (
-                Step::Search,
-                Bad,
-                "Command received in Invalid state.",
-                Transient,
-                "IMAP BAD",
-                0,
-            ),
-            (
-                Step::Greeting,
-                Bye,
-                "[UNAVAILABLE] later",
-                Transient,
-                "IMAP BYE",
-                0,
-            ),
+            (Step::Select, No, "Server Unavailable. 15", Transient, "IMAP NO", 0),
+            (Step::Search, Bad, "Command received in Invalid state.", Transient, "IMAP BAD", 0),
+            (Step::Greeting, Bye, "[UNAVAILABLE] later", Transient, "IMAP BYE", 0),
             (Step::Select, No, "[INUSE] locked", Transient, "IMAP NO", 0),
             (Step::Authenticate, No, "[LIMIT] too many", Rate, "IMAP NO", 60),
-            (
-                Step::Select,
-                No,
-                "Orders doesn't exist.",
-                Administrator,
-                "IMAP NO",
-                0,
-            ),
-            (
-                Step::Fetch,
-                No,
-                "The message could not be converted.",
-                Message,
-                "IMAP NO",
-                0,
-            ),
-            (
-                Step::Store,
-                No,
-                "The folder is read-only.",
-                Administrator,
-                "IMAP NO",
-                0,
-            ),
+            (Step::Select, No, "Orders doesn't exist.", Administrator, "IMAP NO", 0),
+            (Step::Fetch, No, "The message could not be converted.", Message, "IMAP NO", 0),
+            (Step::Store, No, "The folder is read-only.", Administrator, "IMAP NO", 0),
             (Step::Search, No, "something new", Transient, "IMAP NO", 0),
-            (
-                Step::Greeting,
-                Bye,
-                "Connection is closed. 13",
-                Transient,
-                "IMAP BYE",
-                0,
-            ),
+            (Step::Greeting, Bye, "Connection is closed. 13", Transient, "IMAP BYE", 0),
         ];
         for &(step, status, text, class, code, wait) in rows {
             let failure = judge(step, status, text, "john@example.com");
             assert_eq!((failure.class, failure.code.as_str()), (class, code), "{text}");
-            assert_eq!(
-                failure.retry_after.map_or(0, |wait| wait.as_secs()),
-                wait,
-                "{text}"
-            );
-            assert!(
-                !failure.class.needs_a_person() || failure.advice.contains("john@example.com"),
-                "{text}"
-            );
+            assert_eq!(failure.retry_after.map_or(0, |wait| wait.as_secs()), wait, "{text}");
+            assert!(!failure.class.needs_a_person() || failure.advice.contains("john@example.com"), "{text}");
         }
         for row in ROWS {
             let covered = rows.iter().any(|(step, status, text, ..)| {
@@ -346,28 +206,14 @@ mod tests {
     fn an_absurd_wait_is_bounded() {
         let wait = |text: &str| judge(Step::Search, Status::Bad, text, "m").retry_after;
         let hour = Some(Duration::from_secs(3600));
-        assert_eq!(
-            wait("throttled. Suggested Backoff Time: 999999999999999999999999 milliseconds"),
-            hour
-        );
-        assert_eq!(
-            wait("throttled. Suggested Backoff Time: 0 milliseconds"),
-            Some(Duration::from_secs(1))
-        );
-        assert_eq!(
-            wait("throttled. Suggested Backoff Time: soon"),
-            Some(Duration::from_secs(60))
-        );
+        assert_eq!(wait("throttled. Suggested Backoff Time: 999999999999999999999999 milliseconds"), hour);
+        assert_eq!(wait("throttled. Suggested Backoff Time: 0 milliseconds"), Some(Duration::from_secs(1)));
+        assert_eq!(wait("throttled. Suggested Backoff Time: soon"), Some(Duration::from_secs(60)));
     }
 
     #[test]
     fn a_mailbox_that_stays_away_is_the_administrators() {
-        let failure = judge(
-            Step::Select,
-            Status::Bad,
-            "User is authenticated but not connected.",
-            "m",
-        );
+        let failure = judge(Step::Select, Status::Bad, "User is authenticated but not connected.", "m");
         assert_eq!(persisting(failure.clone(), 2).class, Class::Rate);
         let lasting = persisting(failure, 3);
         assert_eq!(

@@ -62,21 +62,15 @@ impl Cloud {
     /// Authority, submission and IMAP service of the cloud.
     fn endpoints(self) -> (&'static str, &'static str, &'static str) {
         match self {
-            Self::Global => (
-                "https://login.microsoftonline.com",
-                "smtp.office365.com",
-                "outlook.office365.com",
-            ),
-            Self::UsGovernment => (
-                "https://login.microsoftonline.us",
-                "smtp.office365.us",
-                "outlook.office365.us",
-            ),
-            Self::China => (
-                "https://login.partner.microsoftonline.cn",
-                "smtp.partner.outlook.cn",
-                "partner.outlook.cn",
-            ),
+            Self::Global => {
+                ("https://login.microsoftonline.com", "smtp.office365.com", "outlook.office365.com")
+            }
+            Self::UsGovernment => {
+                ("https://login.microsoftonline.us", "smtp.office365.us", "outlook.office365.us")
+            }
+            Self::China => {
+                ("https://login.partner.microsoftonline.cn", "smtp.partner.outlook.cn", "partner.outlook.cn")
+            }
         }
     }
 
@@ -102,14 +96,8 @@ impl Config {
             grant: Grant::RefreshToken,
             cloud,
             authority: authority.to_owned(),
-            smtp: HostPort {
-                host: smtp.to_owned(),
-                port: 587,
-            },
-            imap: HostPort {
-                host: imap.to_owned(),
-                port: 993,
-            },
+            smtp: HostPort { host: smtp.to_owned(), port: 587 },
+            imap: HostPort { host: imap.to_owned(), port: 993 },
             ca_file: None,
         }
     }
@@ -155,10 +143,7 @@ impl Config {
     fn check(&self, section: &Section<'_>) {
         let in_url = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
         if self.tenant.is_empty() || !self.tenant.chars().all(in_url) {
-            section.mistake(
-                "tenant",
-                "is not a tenant: write its GUID, one of its domains, or \"common\"",
-            );
+            section.mistake("tenant", "is not a tenant: write its GUID, one of its domains, or \"common\"");
         }
         if !self.client_id.chars().all(in_url) {
             section.mistake(
@@ -171,10 +156,8 @@ impl Config {
         if !Url::parse(&self.authority)
             .is_ok_and(|url| url.has_host() && (url.scheme() == "https" || plain_ok))
         {
-            section.mistake(
-                "authority",
-                "is not an https address, like \"https://login.microsoftonline.com\"",
-            );
+            section
+                .mistake("authority", "is not an https address, like \"https://login.microsoftonline.com\"");
         }
         if self.grant == Grant::ClientCredentials
             && ["common", "organizations", "consumers"].contains(&self.tenant.as_str())
@@ -261,16 +244,8 @@ mod tests {
     #[test]
     fn dates_are_read_bare_and_quoted() {
         let day = Some(jiff::civil::date(2027, 11, 20));
-        assert_eq!(
-            read("client_secret_expires = 2027-11-20").0.client_secret_expires,
-            day
-        );
-        assert_eq!(
-            read("client_secret_expires = '2027-11-20'")
-                .0
-                .client_secret_expires,
-            day
-        );
+        assert_eq!(read("client_secret_expires = 2027-11-20").0.client_secret_expires, day);
+        assert_eq!(read("client_secret_expires = '2027-11-20'").0.client_secret_expires, day);
         assert_eq!(read("client_secret_expires = 'soon'").1.len(), 1);
     }
 
@@ -282,10 +257,7 @@ mod tests {
 
     #[test]
     fn only_loopback_may_be_plain_http() {
-        assert_eq!(
-            read("authority = 'http://127.0.0.1:8080/'").1,
-            Vec::<String>::new()
-        );
+        assert_eq!(read("authority = 'http://127.0.0.1:8080/'").1, Vec::<String>::new());
         assert_eq!(read("authority = 'http://login.example.com'").1.len(), 1);
     }
 }

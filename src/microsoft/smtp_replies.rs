@@ -30,16 +30,8 @@ impl Reply {
         let text = text.as_str();
         let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
         match Enhanced::parse(word) {
-            Some(enhanced) => Self {
-                code,
-                enhanced: Some(enhanced),
-                text: rest.trim_start().to_owned(),
-            },
-            None => Self {
-                code,
-                enhanced: None,
-                text: text.to_owned(),
-            },
+            Some(enhanced) => Self { code, enhanced: Some(enhanced), text: rest.trim_start().to_owned() },
+            None => Self { code, enhanced: None, text: text.to_owned() },
         }
     }
 
@@ -130,17 +122,11 @@ pub struct Judgement {
 /// What a negative reply at `step` means for `mailbox`.
 pub fn judge(reply: &Reply, step: Step, mailbox: &Address) -> Judgement {
     let text = reply.text.to_ascii_lowercase();
-    let row = ROWS
-        .iter()
-        .find(|row| row.matches(reply, &text, step))
-        .unwrap_or(&UNEXPECTED);
+    let row = ROWS.iter().find(|row| row.matches(reply, &text, step)).unwrap_or(&UNEXPECTED);
     let mut failure = Failure::new(row.class, reply.codes(), &reply.text);
     failure.advice = row.advice.replace("<mailbox>", mailbox.as_str());
     failure.retry_after = (row.wait > 0).then(|| Duration::from_secs(row.wait));
-    Judgement {
-        failure,
-        special: row.special,
-    }
+    Judgement { failure, special: row.special }
 }
 
 /// One row of the catalogue; whatever it leaves open matches.
@@ -177,14 +163,7 @@ impl Row {
 const FOUR: (u16, u16) = (400, 499);
 const FIVE: (u16, u16) = (500, 599);
 const NEGATIVE: (u16, u16) = (400, 599);
-const ANYWHERE: &[Step] = &[
-    Step::Greeting,
-    Step::Auth,
-    Step::Mail,
-    Step::Rcpt,
-    Step::Data,
-    Step::Dot,
-];
+const ANYWHERE: &[Step] = &[Step::Greeting, Step::Auth, Step::Mail, Step::Rcpt, Step::Data, Step::Dot];
 const SESSION: &[Step] = &[Step::Greeting, Step::Auth];
 const MESSAGE: &[Step] = &[Step::Mail, Step::Rcpt, Step::Data, Step::Dot];
 const NOT_RCPT: &[Step] = &[Step::Mail, Step::Data, Step::Dot];

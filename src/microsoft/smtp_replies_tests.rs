@@ -90,16 +90,9 @@ const CASES: &[Case] = &[
 #[test]
 fn each_reply_means_what_its_row_says() {
     for &(line, step, class, special, wait, advice) in CASES {
-        let Judgement {
-            failure,
-            special: found,
-        } = judge(&reply(line), step, &mailbox());
+        let Judgement { failure, special: found } = judge(&reply(line), step, &mailbox());
         let waits = failure.retry_after.map_or(0, |wait| wait.as_secs());
-        assert_eq!(
-            (failure.class, found, waits),
-            (class, special, wait),
-            "{line} at {step:?}"
-        );
+        assert_eq!((failure.class, found, waits), (class, special, wait), "{line} at {step:?}");
         assert!(failure.advice.contains(advice), "{line}: {}", failure.advice);
         assert!(!failure.advice.contains("<mailbox>"), "{line}");
     }
@@ -113,12 +106,7 @@ fn each_row_has_a_case() {
             let text = seen.text.to_ascii_lowercase();
             ROWS.iter().position(|row| row.matches(&seen, &text, step)) == Some(index)
         };
-        assert!(
-            CASES.iter().any(|case| decides(&case)),
-            "row {index} ({:?}, {:?})",
-            row.enhanced,
-            row.text
-        );
+        assert!(CASES.iter().any(|case| decides(&case)), "row {index} ({:?}, {:?})", row.enhanced, row.text);
     }
 }
 
@@ -126,11 +114,7 @@ fn each_row_has_a_case() {
 fn before_mail_no_message_is_to_blame() {
     for &(line, ..) in CASES {
         for step in [Greeting, Auth] {
-            assert_ne!(
-                judge(&reply(line), step, &mailbox()).failure.class,
-                M,
-                "{line} at {step:?}"
-            );
+            assert_ne!(judge(&reply(line), step, &mailbox()).failure.class, M, "{line} at {step:?}");
         }
     }
 }

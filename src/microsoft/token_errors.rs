@@ -171,10 +171,7 @@ pub struct Verdict {
 
 impl From<Failure> for Verdict {
     fn from(failure: Failure) -> Self {
-        Self {
-            failure,
-            certain: true,
-        }
+        Self { failure, certain: true }
     }
 }
 
@@ -183,9 +180,7 @@ impl From<Failure> for Verdict {
 /// `error` is RFC 6749's (section 5.2; RFC 8628 section 3.5 for device codes), `codes` are Microsoft's, `reply` is what
 /// people shall read of the answer. The first code that the catalogue knows decides; none: the `error` does.
 pub fn judge(error: &str, codes: &[u32], reply: &str, mailbox: &str) -> Verdict {
-    let known = codes
-        .iter()
-        .find_map(|&code| find(code).map(|found| (code, found)));
+    let known = codes.iter().find_map(|&code| find(code).map(|found| (code, found)));
     let (class, meaning, remedy) = known.map_or_else(|| of_error(error), |(_, found)| found);
     let code = match known.map(|(code, _)| code).or(codes.first().copied()) {
         Some(code) => format!("AADSTS{code}"),
@@ -198,10 +193,7 @@ pub fn judge(error: &str, codes: &[u32], reply: &str, mailbox: &str) -> Verdict 
     if codes.contains(&LOOP_DETECTED) {
         failure = failure.wait(LOOP_WAIT);
     }
-    Verdict {
-        failure,
-        certain: known.is_some() || error != "invalid_grant",
-    }
+    Verdict { failure, certain: known.is_some() || error != "invalid_grant" }
 }
 
 /// Class, meaning and remedy of a code.
@@ -220,11 +212,9 @@ fn of_error(error: &str) -> (Class, &'static str, &'static str) {
             (Class::Consent, "the mailbox's owner has to sign in", CONNECT)
         }
         "access_denied" | "authorization_declined" => (Class::Consent, "the consent was declined", CONNECT),
-        "expired_token" => (
-            Class::Consent,
-            "the device code has expired: nobody entered it in time",
-            CONNECT,
-        ),
+        "expired_token" => {
+            (Class::Consent, "the device code has expired: nobody entered it in time", CONNECT)
+        }
         "bad_verification_code" => (Class::Consent, "the device code is not known", CONNECT),
         "invalid_client" | "unauthorized_client" => (
             Class::Administrator,
@@ -249,12 +239,7 @@ mod tests {
 
     /// What Microsoft's documentation and users' reports say of each code, listed apart from the catalogue.
     const EXPECTED: &[(Class, &[u32])] = &[
-        (
-            Class::Transient,
-            &[
-                50033, 50087, 50088, 90006, 90012, 90024, 90033, 90055, 90090, 70012, 50196,
-            ],
-        ),
+        (Class::Transient, &[50033, 50087, 50088, 90006, 90012, 90024, 90033, 90055, 90090, 70012, 50196]),
         (
             Class::Consent,
             &[
@@ -278,11 +263,8 @@ mod tests {
         for (class, codes) in EXPECTED {
             for &code in *codes {
                 // The `error` says something else each time: the code decides.
-                let error = if *class == Class::Transient {
-                    "invalid_client"
-                } else {
-                    "temporarily_unavailable"
-                };
+                let error =
+                    if *class == Class::Transient { "invalid_client" } else { "temporarily_unavailable" };
                 let Verdict { failure, certain } = judge(error, &[code], "reply", "john@example.com");
                 assert_eq!(failure.class, *class, "{code}");
                 assert_eq!(failure.code, format!("AADSTS{code}"));
@@ -302,11 +284,8 @@ mod tests {
 
     #[test]
     fn each_code_stands_in_the_catalogue_once_and_is_expected_there() {
-        let listed: Vec<u32> = CATALOGUE
-            .iter()
-            .flat_map(|group| group.codes)
-            .map(|(code, _)| *code)
-            .collect();
+        let listed: Vec<u32> =
+            CATALOGUE.iter().flat_map(|group| group.codes).map(|(code, _)| *code).collect();
         let expected: HashSet<u32> = EXPECTED.iter().flat_map(|(_, codes)| *codes).copied().collect();
         assert_eq!(listed.iter().copied().collect::<HashSet<_>>(), expected);
         assert_eq!(listed.len(), expected.len(), "a code stands there twice");
@@ -336,11 +315,7 @@ mod tests {
         ];
         for (error, class, certain) in cases {
             let verdict = judge(error, &[424_242], "reply", "john@example.com");
-            assert_eq!(
-                (verdict.failure.class, verdict.certain),
-                (class, certain),
-                "{error}"
-            );
+            assert_eq!((verdict.failure.class, verdict.certain), (class, certain), "{error}");
             assert_eq!(verdict.failure.code, "AADSTS424242");
             assert_eq!(judge(error, &[], "reply", "john@example.com").failure.code, error);
         }
@@ -348,30 +323,15 @@ mod tests {
 
     #[test]
     fn the_first_known_code_decides() {
-        let verdict = judge(
-            "invalid_grant",
-            &[424_242, 700_082, 53_003],
-            "reply",
-            "j@example.com",
-        );
+        let verdict = judge("invalid_grant", &[424_242, 700_082, 53_003], "reply", "j@example.com");
         assert_eq!(verdict.failure.code, "AADSTS700082");
         assert!(verdict.certain);
     }
 
     #[test]
     fn remedies_name_the_place_to_act() {
-        let advice = |code| {
-            judge("invalid_client", &[code], "", "j@example.com")
-                .failure
-                .advice
-        };
-        for word in [
-            "expired",
-            "Certificates & secrets",
-            "*Value*",
-            "client_secret_file",
-            "restart",
-        ] {
+        let advice = |code| judge("invalid_client", &[code], "", "j@example.com").failure.advice;
+        for word in ["expired", "Certificates & secrets", "*Value*", "client_secret_file", "restart"] {
             assert!(advice(7_000_222).contains(word), "{}", advice(7_000_222));
         }
         assert!(advice(70_043).contains("sign-in frequency"));

@@ -80,13 +80,7 @@ const FAULTS: &[Row] = &[
         "`model` of this mailbox names a model that Odoo does not have: correct it",
     ),
     row(1, "FATAL:", "does not exist", Class::Administrator, DATABASE),
-    row(
-        1,
-        "psycopg2.OperationalError:",
-        "FATAL:  database",
-        Class::Administrator,
-        DATABASE,
-    ),
+    row(1, "psycopg2.OperationalError:", "FATAL:  database", Class::Administrator, DATABASE),
     row(
         0,
         "Object ",
@@ -109,13 +103,7 @@ const FAULTS: &[Row] = &[
         "give the Odoo user of [odoo] `login` rights on messages and on the models behind the aliases",
     ),
     // Odoo tries these again five times by itself before it answers.
-    row(
-        1,
-        "psycopg2.errors.SerializationFailure",
-        "",
-        Class::Transient,
-        "",
-    ),
+    row(1, "psycopg2.errors.SerializationFailure", "", Class::Transient, ""),
     row(1, "psycopg2.errors.DeadlockDetected", "", Class::Transient, ""),
     row(1, "psycopg2.errors.LockNotAvailable", "", Class::Transient, ""),
     // PostgreSQL is down or full up.
@@ -144,13 +132,7 @@ const fn row(
     class: Class,
     advice: &'static str,
 ) -> Row {
-    Row {
-        code,
-        begins,
-        contains,
-        class,
-        advice,
-    }
+    Row { code, begins, contains, class, advice }
 }
 
 /// `cannot marshal None`: the method returned nothing, which Odoo's XML-RPC cannot say. It is done and committed.
@@ -203,10 +185,8 @@ pub fn of_fault(code: i32, text: &str) -> Failure {
             && exception.starts_with(row.begins)
             && exception.contains(row.contains)
     };
-    let (class, advice) = FAULTS
-        .iter()
-        .find(matches)
-        .map_or((Class::Message, ""), |row| (row.class, row.advice));
+    let (class, advice) =
+        FAULTS.iter().find(matches).map_or((Class::Message, ""), |row| (row.class, row.advice));
     // Only the exception's own line: what follows may quote the message.
     let line = exception.lines().next().unwrap_or_default();
     Failure::new(class, format!("fault {code}"), line).advise(advice)
@@ -215,11 +195,9 @@ pub fn of_fault(code: i32, text: &str) -> Failure {
 /// What an HTTP status other than 200 means. `location` is where a redirect leads.
 pub fn of_status(status: u16, location: Option<&str>) -> Failure {
     let (class, reply, advice) = match status {
-        300..=399 => (
-            Class::Administrator,
-            "a redirect",
-            "set `url` in [odoo] to the address that it redirects to",
-        ),
+        300..=399 => {
+            (Class::Administrator, "a redirect", "set `url` in [odoo] to the address that it redirects to")
+        }
         401 | 403 => (
             Class::Administrator,
             "access is refused before Odoo is asked",
@@ -236,20 +214,12 @@ pub fn of_status(status: u16, location: Option<&str>) -> Failure {
             "raise the body limit of the server before Odoo (nginx: client_max_body_size) if such mail matters",
         ),
         408 | 425 | 429 | 500.. => (Class::Transient, "Odoo is busy or restarting", ""),
-        _ => (
-            Class::Message,
-            "the request is refused",
-            "look into the log of what stands before Odoo",
-        ),
+        _ => (Class::Message, "the request is refused", "look into the log of what stands before Odoo"),
     };
     let reply = location.map_or_else(|| reply.to_owned(), |location| format!("{reply} to {location}"));
     let failure = Failure::new(class, format!("HTTP {status}"), reply).advise(advice);
     // The server before Odoo has given up, but Odoo may still be at it.
-    if status == 504 {
-        failure.wait(ODOO_GIVES_UP)
-    } else {
-        failure
-    }
+    if status == 504 { failure.wait(ODOO_GIVES_UP) } else { failure }
 }
 
 /// What a call without an answer means; `detail` holds the error's words.

@@ -8,10 +8,7 @@ fn traceback(exception: &str) -> String {
 }
 
 fn fault(code: i32, text: &str) -> Reply {
-    Reply::Fault {
-        code,
-        text: text.to_owned(),
-    }
+    Reply::Fault { code, text: text.to_owned() }
 }
 
 #[test]
@@ -25,10 +22,7 @@ fn what_is_done_is_done() {
         (Reply::Value(Value::Nil), Taken::Ignored),
         (Reply::Value(Value::String("odd".to_owned())), Taken::Ignored),
         (fault(1, &none), Taken::Ignored),
-        (
-            fault(1, "cannot marshal None unless allow_none is enabled"),
-            Taken::Ignored,
-        ),
+        (fault(1, "cannot marshal None unless allow_none is enabled"), Taken::Ignored),
     ];
     for (reply, expected) in rows {
         assert_eq!(of_push(&reply), Ok(expected), "{reply:?}");
@@ -43,30 +37,10 @@ fn every_fault_has_its_class() {
     let rows = [
         (1, traceback(route), Message, "create an alias"),
         (1, route.to_owned(), Message, "create an alias"),
-        (
-            1,
-            "Mailbox unavailable - unknown target model".to_owned(),
-            Message,
-            "`model`",
-        ),
-        (
-            1,
-            traceback("ValueError: Mailbox unavailable - unknown target model"),
-            Message,
-            "`model`",
-        ),
-        (
-            1,
-            traceback("LookupError: unknown encoding: foo"),
-            Message,
-            "Odoo's log",
-        ),
-        (
-            1,
-            "FATAL:  database \"x\" does not exist".to_owned(),
-            Administrator,
-            "`database`",
-        ),
+        (1, "Mailbox unavailable - unknown target model".to_owned(), Message, "`model`"),
+        (1, traceback("ValueError: Mailbox unavailable - unknown target model"), Message, "`model`"),
+        (1, traceback("LookupError: unknown encoding: foo"), Message, "Odoo's log"),
+        (1, "FATAL:  database \"x\" does not exist".to_owned(), Administrator, "`database`"),
         (
             1,
             traceback(
@@ -75,74 +49,19 @@ fn every_fault_has_its_class() {
             Administrator,
             "`database`",
         ),
-        (
-            2,
-            "Object mail.foo doesn't exist".to_owned(),
-            Administrator,
-            "`gateway_model`",
-        ),
+        (2, "Object mail.foo doesn't exist".to_owned(), Administrator, "`gateway_model`"),
         (3, "Access Denied".to_owned(), Administrator, "`login`"),
-        (
-            4,
-            "You are not allowed to access 'Lead' (crm.lead) records.".to_owned(),
-            Administrator,
-            "rights",
-        ),
-        (
-            2,
-            "The operation cannot be completed".to_owned(),
-            Message,
-            "Odoo's log",
-        ),
+        (4, "You are not allowed to access 'Lead' (crm.lead) records.".to_owned(), Administrator, "rights"),
+        (2, "The operation cannot be completed".to_owned(), Message, "Odoo's log"),
         (7, "what is this".to_owned(), Message, "Odoo's log"),
-        (
-            1,
-            traceback("psycopg2.errors.SerializationFailure: could not serialize access"),
-            Transient,
-            "",
-        ),
-        (
-            1,
-            traceback("psycopg2.errors.DeadlockDetected: deadlock detected"),
-            Transient,
-            "",
-        ),
-        (
-            1,
-            traceback("psycopg2.errors.LockNotAvailable: canceling statement"),
-            Transient,
-            "",
-        ),
-        (
-            1,
-            traceback("psycopg2.OperationalError: server closed the connection unexpectedly"),
-            Transient,
-            "",
-        ),
-        (
-            1,
-            traceback("psycopg2.InterfaceError: connection already closed"),
-            Transient,
-            "",
-        ),
-        (
-            1,
-            traceback("psycopg2.pool.PoolError: The Connection Pool Is Full"),
-            Transient,
-            "",
-        ),
-        (
-            1,
-            traceback("psycopg2.errors.UndefinedColumn: column x does not exist"),
-            Transient,
-            "update",
-        ),
-        (
-            1,
-            traceback("psycopg2.errors.UndefinedTable: relation x does not exist"),
-            Transient,
-            "update",
-        ),
+        (1, traceback("psycopg2.errors.SerializationFailure: could not serialize access"), Transient, ""),
+        (1, traceback("psycopg2.errors.DeadlockDetected: deadlock detected"), Transient, ""),
+        (1, traceback("psycopg2.errors.LockNotAvailable: canceling statement"), Transient, ""),
+        (1, traceback("psycopg2.OperationalError: server closed the connection unexpectedly"), Transient, ""),
+        (1, traceback("psycopg2.InterfaceError: connection already closed"), Transient, ""),
+        (1, traceback("psycopg2.pool.PoolError: The Connection Pool Is Full"), Transient, ""),
+        (1, traceback("psycopg2.errors.UndefinedColumn: column x does not exist"), Transient, "update"),
+        (1, traceback("psycopg2.errors.UndefinedTable: relation x does not exist"), Transient, "update"),
     ];
     for (code, text, class, advice) in &rows {
         let failure = of_push(&fault(*code, text)).unwrap_err();
@@ -161,12 +80,7 @@ fn every_fault_has_its_class() {
             });
             first == Some(index)
         };
-        assert!(
-            rows.iter().any(|row| covered(&row)),
-            "no case for the row {} {}",
-            row.begins,
-            row.contains
-        );
+        assert!(rows.iter().any(|row| covered(&row)), "no case for the row {} {}", row.begins, row.contains);
     }
 }
 
@@ -214,11 +128,7 @@ fn every_status_has_its_class() {
         assert_eq!(of_status(status, None).class, class, "{status}");
     }
     assert_eq!(of_status(504, None).retry_after, Some(ODOO_GIVES_UP));
-    assert!(
-        of_status(301, Some("https://odoo.test/"))
-            .reply
-            .contains("https://odoo.test/")
-    );
+    assert!(of_status(301, Some("https://odoo.test/")).reply.contains("https://odoo.test/"));
 }
 
 #[test]
@@ -241,10 +151,7 @@ fn every_break_has_its_class() {
 fn a_login_gives_a_user_or_a_reason() {
     assert_eq!(of_authenticate(&Reply::Value(Value::Integer(2))), Ok(2));
     let wrong = of_authenticate(&Reply::Value(Value::Boolean(false))).unwrap_err();
-    assert_eq!(
-        (wrong.class, wrong.code.as_str()),
-        (Class::Administrator, "fault 3")
-    );
+    assert_eq!((wrong.class, wrong.code.as_str()), (Class::Administrator, "fault 3"));
     let database = of_authenticate(&fault(1, "FATAL:  database \"x\" does not exist")).unwrap_err();
     assert_eq!(database.class, Class::Administrator);
 }

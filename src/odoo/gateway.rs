@@ -61,9 +61,7 @@ impl Gateway {
             uid: Mutex::new(None),
             pushes: Semaphore::new(MOST_PUSHES),
             room: Arc::new(Semaphore::new(ROOM as usize)),
-            locks: std::iter::repeat_with(tokio::sync::Mutex::default)
-                .take(LOCKS)
-                .collect(),
+            locks: std::iter::repeat_with(tokio::sync::Mutex::default).take(LOCKS).collect(),
             trouble,
         }))
     }
@@ -80,9 +78,7 @@ impl Gateway {
         };
         let _turn = self.0.pushes.acquire().await;
         let gateway_model = &self.0.config.gateway_model;
-        let reply = self
-            .signed_in(|caller| xmlrpc::message_process(caller, gateway_model, model, raw))
-            .await;
+        let reply = self.signed_in(|caller| xmlrpc::message_process(caller, gateway_model, model, raw)).await;
         self.note(reply.and_then(|reply| answers::of_push(&reply)))
     }
 
@@ -169,11 +165,8 @@ impl Gateway {
         body: &impl Fn(Caller<'_>) -> Result<String, xmlrpc::Error>,
     ) -> Result<Reply, Failure> {
         let config = &self.0.config;
-        let body = body(Caller {
-            database: &config.database,
-            uid,
-            password: config.password.expose_secret(),
-        });
+        let body =
+            body(Caller { database: &config.database, uid, password: config.password.expose_secret() });
         self.call("object", body).await
     }
 
@@ -202,19 +195,12 @@ impl Gateway {
             .map_err(|error| broken(error, config.timeout))?;
         let status = response.status().as_u16();
         if status != 200 {
-            let location = response
-                .headers()
-                .get(LOCATION)
-                .and_then(|location| location.to_str().ok());
+            let location = response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
             return Err(answers::of_status(status, location));
         }
         let answer = read(response, config.timeout).await?;
         xmlrpc::read(&answer).map_err(|error| {
-            let broken = if answer.contains("<methodResponse") {
-                Broken::Damaged
-            } else {
-                Broken::NotOdoo
-            };
+            let broken = if answer.contains("<methodResponse") { Broken::Damaged } else { Broken::NotOdoo };
             answers::of_broken(broken, &error.to_string())
         })
     }

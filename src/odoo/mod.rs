@@ -59,9 +59,8 @@ impl Config {
         let bounce_alias: String = section.get_or("bounce_alias", "bounce".to_owned());
         let default_from = default_from.as_deref().unwrap_or("notifications");
         let notifications = routing::notifications_address(Some(default_from), domain.as_deref());
-        let bounce = domain
-            .as_deref()
-            .and_then(|domain| Address::normalise(&format!("{bounce_alias}@{domain}")));
+        let bounce =
+            domain.as_deref().and_then(|domain| Address::normalise(&format!("{bounce_alias}@{domain}")));
         if domain.is_some() && bounce.is_none() {
             section.mistake("catchall_domain", "is not a domain, like \"example.com\"");
         } else if notifications.is_none() && (domain.is_some() || default_from.contains('@')) {
@@ -70,11 +69,7 @@ impl Config {
                 "does not make an address with catchall_domain: write the part before the @",
             );
         }
-        Self {
-            gateway: GatewayConfig::read(section),
-            notifications,
-            bounce,
-        }
+        Self { gateway: GatewayConfig::read(section), notifications, bounce }
     }
 }
 
@@ -92,9 +87,7 @@ impl GatewayConfig {
             Duration::from_secs(1)..Duration::from_secs(3601),
         );
         let gateway_model = section.get_or("gateway_model", "mail.thread".to_owned());
-        let any = ["url", "database", "login", "password_file"]
-            .iter()
-            .any(|key| section.has(key));
+        let any = ["url", "database", "login", "password_file"].iter().any(|key| section.has(key));
         if !any {
             for key in ["url", "database", "login", "password_file"] {
                 // Asked for, so that they count as known.
@@ -107,10 +100,8 @@ impl GatewayConfig {
         let login = section.required("login", "the login of the Odoo user that feeds mail in");
         let password = section.secret_file("password_file");
         if password.is_none() && !section.has("password_file") {
-            section.mistake(
-                "password_file",
-                "is missing: the file with the password or API key of that user",
-            );
+            section
+                .mistake("password_file", "is missing: the file with the password or API key of that user");
         }
         if let Some(url) = &url
             && !Url::parse(url).is_ok_and(|url| url.has_host() && ["http", "https"].contains(&url.scheme()))

@@ -53,12 +53,7 @@ pub struct Caller<'a> {
 /// # Errors
 /// None that a configuration could cause.
 pub fn authenticate(database: &str, login: &str, password: &str) -> Result<String, Error> {
-    let params = vec![
-        string(database),
-        string(login),
-        string(password),
-        Value::Struct(BTreeMap::new()),
-    ];
+    let params = vec![string(database), string(login), string(password), Value::Struct(BTreeMap::new())];
     write("authenticate", params)
 }
 
@@ -96,12 +91,7 @@ pub fn message_process(
     raw: &[u8],
 ) -> Result<String, Error> {
     let fallback = fallback.map_or(Value::Boolean(false), string);
-    let call = execute(
-        caller,
-        model,
-        "message_process",
-        vec![fallback, Value::Base64(Vec::new())],
-    )?;
+    let call = execute(caller, model, "message_process", vec![fallback, Value::Base64(Vec::new())])?;
     let (before, after) = call
         .split_once(MESSAGE)
         .ok_or_else(|| Error::Write(dxr::Error::invalid_data("no place for the message".to_owned())))?;
@@ -117,11 +107,8 @@ pub fn message_process(
 /// A text value, without the control characters that XML 1.0 cannot hold.
 pub fn string(text: &str) -> Value {
     let forbidden = |c: char| c.is_ascii_control() && !matches!(c, '\t' | '\n' | '\r');
-    let text = if text.contains(forbidden) {
-        Cow::Owned(text.replace(forbidden, ""))
-    } else {
-        Cow::Borrowed(text)
-    };
+    let text =
+        if text.contains(forbidden) { Cow::Owned(text.replace(forbidden, "")) } else { Cow::Borrowed(text) };
     Value::String(text.into_owned())
 }
 
@@ -144,21 +131,14 @@ pub fn read(answer: &str) -> Result<Reply, Error> {
         return Ok(Reply::Value(response.value));
     }
     let fault = FaultResponse::from_xml(answer).map_err(|_| Error::Read)?.fault;
-    Ok(Reply::Fault {
-        code: fault.code(),
-        text: fault.string().to_owned(),
-    })
+    Ok(Reply::Fault { code: fault.code(), text: fault.string().to_owned() })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const CALLER: Caller<'static> = Caller {
-        database: "prod",
-        uid: 2,
-        password: "p<&>\"w\u{1}",
-    };
+    const CALLER: Caller<'static> = Caller { database: "prod", uid: 2, password: "p<&>\"w\u{1}" };
 
     /// As Python's `xmlrpc.client.dumps` writes it, which Odoo uses.
     fn python(value: &str) -> String {
@@ -201,17 +181,11 @@ mod tests {
 
     #[test]
     fn a_password_cannot_take_the_messages_place() {
-        let caller = Caller {
-            password: MESSAGE,
-            ..CALLER
-        };
+        let caller = Caller { password: MESSAGE, ..CALLER };
         let body = message_process(caller, "mail.thread", None, b"raw").unwrap();
         let call = MethodCall::from_xml(&body).unwrap();
         assert_eq!(call.params[2], Value::String(MESSAGE.to_owned()));
-        assert_eq!(
-            call.params[5],
-            Value::Array(vec![Value::Boolean(false), Value::Base64(b"raw".to_vec())])
-        );
+        assert_eq!(call.params[5], Value::Array(vec![Value::Boolean(false), Value::Base64(b"raw".to_vec())]));
     }
 
     #[test]
@@ -227,31 +201,16 @@ mod tests {
         let cases = [
             (python("<int>42</int>"), Reply::Value(Value::Integer(42))),
             (python("<i4>42</i4>"), Reply::Value(Value::Integer(42))),
-            (
-                python("<boolean>0</boolean>"),
-                Reply::Value(Value::Boolean(false)),
-            ),
+            (python("<boolean>0</boolean>"), Reply::Value(Value::Boolean(false))),
             (python("<nil/>"), Reply::Value(Value::Nil)),
+            (python("<string>odd</string>"), Reply::Value(Value::String("odd".to_owned()))),
             (
-                python("<string>odd</string>"),
-                Reply::Value(Value::String("odd".to_owned())),
-            ),
-            (
-                python_fault(
-                    "<int>1</int>",
-                    "Traceback &lt;x&gt;:\n  File\nValueError: a &amp; b\n",
-                ),
-                Reply::Fault {
-                    code: 1,
-                    text: "Traceback <x>:\n  File\nValueError: a & b\n".to_owned(),
-                },
+                python_fault("<int>1</int>", "Traceback &lt;x&gt;:\n  File\nValueError: a &amp; b\n"),
+                Reply::Fault { code: 1, text: "Traceback <x>:\n  File\nValueError: a & b\n".to_owned() },
             ),
             (
                 python_fault("<int>3</int>", "Access Denied"),
-                Reply::Fault {
-                    code: 3,
-                    text: "Access Denied".to_owned(),
-                },
+                Reply::Fault { code: 3, text: "Access Denied".to_owned() },
             ),
         ];
         for (xml, expected) in cases {

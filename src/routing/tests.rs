@@ -60,10 +60,7 @@ fn routes_as_odoo_19_did() {
             notifications_address(case.default_from.as_deref(), case.catchall_domain.as_deref());
         let routes = Routes::new(candidates.collect(), notifications);
         // Through a real header, which is where the relay reads it from.
-        let raw = case
-            .email_from
-            .as_ref()
-            .map_or_else(String::new, |from| format!("From: {from}\r\n"));
+        let raw = case.email_from.as_ref().map_or_else(String::new, |from| format!("From: {from}\r\n"));
         let raw = format!("{raw}Subject: x\r\n\r\nx\r\n");
         let from = HeaderView::parse(raw.as_bytes()).from();
         let outcome = routes.route(from.as_deref());
@@ -76,29 +73,20 @@ fn routes_as_odoo_19_did() {
         }
         let route = outcome.unwrap();
         let header = route.new_from.clone().or(from).unwrap_or_default();
-        let read: Vec<_> = Address::all(&header)
-            .into_iter()
-            .map(|(name, a)| (a.to_string(), name))
-            .collect();
+        let read: Vec<_> = Address::all(&header).into_iter().map(|(name, a)| (a.to_string(), name)).collect();
         match id {
             // Odoo 19 lets nobody configure a catchall domain that is not ASCII, so it has no outcome. The relay does
             // what Odoo 16 did.
             13 => {
                 assert_eq!(route.mailbox, mailbox_of("default"));
-                assert_eq!(
-                    route.new_from.as_deref(),
-                    Some("\"Name\" <test@custom_domain.com>")
-                );
+                assert_eq!(route.new_from.as_deref(), Some("\"Name\" <test@custom_domain.com>"));
                 special.push(id);
                 continue;
             }
             // Odoo raises on `foo@`. Here it is an invalid From like any other, with no name to keep.
             144 => {
                 assert!(case.odoo19.error.is_some());
-                assert_eq!(
-                    (route.mailbox, route.rule),
-                    (mailbox_of("relay"), Rule::NotificationsDomain)
-                );
+                assert_eq!((route.mailbox, route.rule), (mailbox_of("relay"), Rule::NotificationsDomain));
                 assert_eq!(route.new_from.as_deref(), Some("notifications@example.com"));
                 special.push(id);
                 continue;
@@ -106,11 +94,7 @@ fn routes_as_odoo_19_did() {
             _ => {}
         }
         let expected = &case.odoo19;
-        assert_eq!(
-            route.mailbox,
-            mailbox_of(expected.server.as_deref().unwrap()),
-            "case {id}"
-        );
+        assert_eq!(route.mailbox, mailbox_of(expected.server.as_deref().unwrap()), "case {id}");
         let expected: Vec<_> = expected
             .header_from_addrs
             .iter()
@@ -121,18 +105,11 @@ fn routes_as_odoo_19_did() {
         assert_eq!(read, expected, "case {id}");
         if let Some(new_from) = &route.new_from {
             let rewritten = with_from(raw.as_bytes(), new_from);
-            assert_eq!(
-                HeaderView::parse(&rewritten).from().as_ref(),
-                Some(new_from),
-                "case {id}"
-            );
+            assert_eq!(HeaderView::parse(&rewritten).from().as_ref(), Some(new_from), "case {id}");
         }
         routed += 1;
     }
-    assert_eq!(
-        (cases.len(), routed, without_server, special),
-        (102, 93, 7, vec![13, 144])
-    );
+    assert_eq!((cases.len(), routed, without_server, special), (102, 93, 7, vec![13, 144]));
 }
 
 /// `(mailbox, sequence, filter)` each, with notifications@example.com as the notifications address.
@@ -220,41 +197,13 @@ fn the_first_rule_that_holds_wins() {
             Rule::NotificationsDomain,
             Some("\"eve\" <notifications@example.com>"),
         ),
-        (
-            &all[..1],
-            "eve@x.test",
-            "any",
-            Rule::Unfiltered,
-            Some("\"eve\" <notifications@example.com>"),
-        ),
-        (
-            &all[2..3],
-            "eve@x.test",
-            "sales",
-            Rule::First,
-            Some("\"eve\" <notifications@example.com>"),
-        ),
-        (
-            &all[..],
-            "notifications@example.com",
-            "notif",
-            Rule::Address,
-            None,
-        ),
-        (
-            &all[..1],
-            "Odoo <Notifications@example.com>",
-            "any",
-            Rule::Unfiltered,
-            None,
-        ),
+        (&all[..1], "eve@x.test", "any", Rule::Unfiltered, Some("\"eve\" <notifications@example.com>")),
+        (&all[2..3], "eve@x.test", "sales", Rule::First, Some("\"eve\" <notifications@example.com>")),
+        (&all[..], "notifications@example.com", "notif", Rule::Address, None),
+        (&all[..1], "Odoo <Notifications@example.com>", "any", Rule::Unfiltered, None),
     ];
     for (candidates, from, mailbox, rule, new_from) in cases {
-        let expected = Route {
-            mailbox: mailbox_of(mailbox),
-            rule,
-            new_from: new_from.map(str::to_owned),
-        };
+        let expected = Route { mailbox: mailbox_of(mailbox), rule, new_from: new_from.map(str::to_owned) };
         assert_eq!(routes(candidates).route(Some(from)), Ok(expected), "{from}");
     }
 }
@@ -277,14 +226,9 @@ fn lower_sequences_come_first_and_equal_ones_keep_their_order() {
 #[test]
 fn a_blank_filter_is_no_filter() {
     for filter in [None, Some(""), Some("  ")] {
-        let route = routes(&[("first", 1, Some("x.test")), ("any", 2, filter)])
-            .route(Some("eve@y.test"))
-            .unwrap();
-        assert_eq!(
-            (route.mailbox, route.rule),
-            (mailbox_of("any"), Rule::Unfiltered),
-            "{filter:?}"
-        );
+        let route =
+            routes(&[("first", 1, Some("x.test")), ("any", 2, filter)]).route(Some("eve@y.test")).unwrap();
+        assert_eq!((route.mailbox, route.rule), (mailbox_of("any"), Rule::Unfiltered), "{filter:?}");
     }
 }
 
@@ -297,29 +241,18 @@ fn a_from_that_no_filter_holds_becomes_the_notifications_address() {
         (Some("invalid"), "\"invalid\" <notifications@example.com>"),
         (Some("Nobody <>"), "\"Nobody\" <notifications@example.com>"),
         (Some("eve@x.test"), "\"eve\" <notifications@example.com>"),
-        (
-            Some("\"Eve\" <eve@x.test>"),
-            "\"Eve\" <notifications@example.com>",
-        ),
-        (
-            Some("\"E \\\"v\\\" e\" <eve@x.test>"),
-            "\"E \\\"v\\\" e\" <notifications@example.com>",
-        ),
+        (Some("\"Eve\" <eve@x.test>"), "\"Eve\" <notifications@example.com>"),
+        (Some("\"E \\\"v\\\" e\" <eve@x.test>"), "\"E \\\"v\\\" e\" <notifications@example.com>"),
         (Some("Jörg <eve@x.test>"), "\"Jörg\" <notifications@example.com>"),
-        (
-            Some("eve@x.test, bob@x.test"),
-            "\"eve\" <notifications@example.com>",
-        ),
+        (Some("eve@x.test, bob@x.test"), "\"eve\" <notifications@example.com>"),
         // A name that looks like the notifications address does not make it that.
         (
             Some("\"notifications@example.com\" <eve@x.test>"),
             "\"notifications@example.com\" <notifications@example.com>",
         ),
     ];
-    let routes = routes(&[
-        ("sales", 1, Some("sales@example.com")),
-        ("notif", 2, Some("notifications@example.com")),
-    ]);
+    let routes =
+        routes(&[("sales", 1, Some("sales@example.com")), ("notif", 2, Some("notifications@example.com"))]);
     for (from, new_from) in cases {
         let route = routes.route(from).unwrap();
         assert_eq!(
@@ -340,11 +273,7 @@ fn without_a_notifications_address_the_from_stays() {
     };
     let routes = Routes::new(vec![candidate("a", Some("x.test")), candidate("any", None)], None);
     for from in [None, Some(""), Some("invalid"), Some("\"Eve\" <eve@y.test>")] {
-        let expected = Route {
-            mailbox: mailbox_of("any"),
-            rule: Rule::Unfiltered,
-            new_from: None,
-        };
+        let expected = Route { mailbox: mailbox_of("any"), rule: Rule::Unfiltered, new_from: None };
         assert_eq!(routes.route(from), Ok(expected), "{from:?}");
     }
     let routes = Routes::new(vec![candidate("a", Some("x.test"))], None);
@@ -358,55 +287,26 @@ fn a_from_that_is_not_one_plain_mailbox_is_mended() {
     let routes = routes(&[("example", 1, Some("example.com"))]);
     for (from, new_from) in [
         ("sales@example.com, bob@x.test", Some("sales@example.com")),
-        (
-            "\"S\" <Sales@example.com>, bob@x.test",
-            Some("\"S\" <sales@example.com>"),
-        ),
-        (
-            "Sales Team sales@example.com",
-            Some("\"Sales Team\" <sales@example.com>"),
-        ),
+        ("\"S\" <Sales@example.com>, bob@x.test", Some("\"S\" <sales@example.com>")),
+        ("Sales Team sales@example.com", Some("\"Sales Team\" <sales@example.com>")),
         ("foo@bar@example.com", Some("bar@example.com")),
-        (
-            "Sales, EU <sales@example.com>",
-            Some("\"EU\" <sales@example.com>"),
-        ),
+        ("Sales, EU <sales@example.com>", Some("\"EU\" <sales@example.com>")),
         ("SALES@Example.com", None),
         ("Sales (EU) <sales@example.com>", None),
         ("\"Sales, EU\" <sales@example.com>", None),
     ] {
         let route = routes.route(Some(from)).unwrap();
-        assert_eq!(
-            (route.rule, route.new_from.as_deref()),
-            (Rule::Domain, new_from),
-            "{from}"
-        );
+        assert_eq!((route.rule, route.new_from.as_deref()), (Rule::Domain, new_from), "{from}");
     }
 }
 
 #[test]
 fn notifications_address_is_composed_as_in_odoo() {
     for (default_from, domain, expected) in [
-        (
-            Some("notifications"),
-            Some("example.com"),
-            Some("notifications@example.com"),
-        ),
-        (
-            Some(" Notifications "),
-            Some("Example.COM"),
-            Some("notifications@example.com"),
-        ),
-        (
-            Some("odoo.bot+x"),
-            Some("example.com"),
-            Some("odoo.bot+x@example.com"),
-        ),
-        (
-            Some("Robot@Other.test"),
-            Some("example.com"),
-            Some("robot@other.test"),
-        ),
+        (Some("notifications"), Some("example.com"), Some("notifications@example.com")),
+        (Some(" Notifications "), Some("Example.COM"), Some("notifications@example.com")),
+        (Some("odoo.bot+x"), Some("example.com"), Some("odoo.bot+x@example.com")),
+        (Some("Robot@Other.test"), Some("example.com"), Some("robot@other.test")),
         (Some("robot@other.test"), None, Some("robot@other.test")),
         (Some("notifications"), None, None),
         (Some("notifications"), Some(" "), None),
@@ -416,11 +316,7 @@ fn notifications_address_is_composed_as_in_odoo() {
         (None, None, None),
     ] {
         let composed = notifications_address(default_from, domain);
-        assert_eq!(
-            composed.as_ref().map(Address::as_str),
-            expected,
-            "{default_from:?} {domain:?}"
-        );
+        assert_eq!(composed.as_ref().map(Address::as_str), expected, "{default_from:?} {domain:?}");
     }
 }
 
@@ -430,10 +326,7 @@ fn rules_have_one_name_everywhere() {
         assert_eq!(rule.as_str().parse(), Ok(rule));
         assert_eq!(serde_json::to_value(rule).unwrap(), rule.as_str());
     }
-    assert_eq!(
-        "nonsense".parse::<Rule>(),
-        Err(UnknownRule("nonsense".to_owned()))
-    );
+    assert_eq!("nonsense".parse::<Rule>(), Err(UnknownRule("nonsense".to_owned())));
 }
 
 proptest! {

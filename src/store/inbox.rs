@@ -64,19 +64,10 @@ impl PushState {
     }
 
     fn parse(text: &str) -> Result<Self, Error> {
-        let all = [
-            Self::Waiting,
-            Self::Pushing,
-            Self::Pushed,
-            Self::Done,
-            Self::Refused,
-            Self::Gone,
-        ];
+        let all = [Self::Waiting, Self::Pushing, Self::Pushed, Self::Done, Self::Refused, Self::Gone];
         all.into_iter()
             .find(|state| state.as_str() == text)
-            .ok_or_else(|| Error::Row {
-                what: format!("state {text:?}"),
-            })
+            .ok_or_else(|| Error::Row { what: format!("state {text:?}") })
     }
 }
 
@@ -99,20 +90,8 @@ pub struct InboxLine {
 
 #[derive(Debug)]
 pub(super) enum InboxWrite {
-    Found {
-        mailbox: Address,
-        folder: String,
-        mark: Mark,
-        uids: Vec<u32>,
-        at: Timestamp,
-    },
-    Push {
-        mailbox: Address,
-        folder: String,
-        uidvalidity: u32,
-        uid: u32,
-        update: Update,
-    },
+    Found { mailbox: Address, folder: String, mark: Mark, uids: Vec<u32>, at: Timestamp },
+    Push { mailbox: Address, folder: String, uidvalidity: u32, uid: u32, update: Update },
 }
 
 /// How a ledger row changes.
@@ -146,17 +125,9 @@ impl Store {
                 .bind(folder)
                 .fetch_optional(&self.readers)
                 .await
-                .map_err(|source| Error::Read {
-                    operation: "an inbox's mark",
-                    source,
-                })?;
-        row.map(|(uidvalidity, uid)| {
-            Ok(Mark {
-                uidvalidity: narrow(uidvalidity)?,
-                uid: narrow(uid)?,
-            })
-        })
-        .transpose()
+                .map_err(|source| Error::Read { operation: "an inbox's mark", source })?;
+        row.map(|(uidvalidity, uid)| Ok(Mark { uidvalidity: narrow(uidvalidity)?, uid: narrow(uid)? }))
+            .transpose()
     }
 
     /// Enters the messages found, and moves the mark past them, together. Where the UIDVALIDITY is another than before,
@@ -173,14 +144,7 @@ impl Store {
         at: Timestamp,
     ) -> Result<(), Error> {
         let (mailbox, folder) = (mailbox.clone(), folder.to_owned());
-        self.write(Write::Inbox(InboxWrite::Found {
-            mailbox,
-            folder,
-            mark,
-            uids,
-            at,
-        }))
-        .await
+        self.write(Write::Inbox(InboxWrite::Found { mailbox, folder, mark, uids, at })).await
     }
 
     /// What of a folder is still to be done now, oldest first: waiting, interrupted, pushed but not marked, and refused
@@ -208,10 +172,7 @@ impl Store {
         .bind(limit)
         .fetch_all(&self.readers)
         .await
-        .map_err(|source| Error::Read {
-            operation: "received messages",
-            source,
-        })?;
+        .map_err(|source| Error::Read { operation: "received messages", source })?;
         rows.into_iter()
             .map(|(uid, message_id, state, tries)| {
                 Ok(Received {
@@ -229,10 +190,7 @@ impl Store {
     ///
     /// # Errors
     /// The disk's.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "a ledger row is its key and its new values"
-    )]
+    #[expect(clippy::too_many_arguments, reason = "a ledger row is its key and its new values")]
     pub async fn note_push(
         &self,
         mailbox: &Address,
@@ -246,21 +204,8 @@ impl Store {
         at: Timestamp,
     ) -> Result<(), Error> {
         let (mailbox, folder) = (mailbox.clone(), folder.to_owned());
-        let update = Update {
-            state,
-            message_id,
-            answer,
-            next_try_at,
-            at,
-        };
-        self.write(Write::Inbox(InboxWrite::Push {
-            mailbox,
-            folder,
-            uidvalidity,
-            uid,
-            update,
-        }))
-        .await
+        let update = Update { state, message_id, answer, next_try_at, at };
+        self.write(Write::Inbox(InboxWrite::Push { mailbox, folder, uidvalidity, uid, update })).await
     }
 
     /// Whether Odoo already took a message with this Message-Id from this mailbox.
@@ -294,10 +239,7 @@ impl Store {
         )
         .fetch_all(&self.readers)
         .await
-        .map_err(|source| Error::Read {
-            operation: "the inboxes",
-            source,
-        })?;
+        .map_err(|source| Error::Read { operation: "the inboxes", source })?;
         rows.into_iter()
             .map(|(mailbox, folder, looked_at, waiting, refused, pushed)| {
                 Ok(InboxLine {
@@ -315,13 +257,7 @@ impl Store {
 
 pub(super) async fn apply(write: &InboxWrite, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
     match write {
-        InboxWrite::Found {
-            mailbox,
-            folder,
-            mark,
-            uids,
-            at,
-        } => {
+        InboxWrite::Found { mailbox, folder, mark, uids, at } => {
             sqlx::query(
                 "INSERT INTO inbox (mailbox, folder, uidvalidity, uid, looked_at) VALUES ($1, $2, $3, $4, $5) \
                  ON CONFLICT (mailbox, folder) DO UPDATE SET uidvalidity = excluded.uidvalidity, \
@@ -361,13 +297,7 @@ pub(super) async fn apply(write: &InboxWrite, connection: &mut SqliteConnection)
             }
             Ok(())
         }
-        InboxWrite::Push {
-            mailbox,
-            folder,
-            uidvalidity,
-            uid,
-            update,
-        } => {
+        InboxWrite::Push { mailbox, folder, uidvalidity, uid, update } => {
             let tried = i64::from(update.state == PushState::Pushing);
             sqlx::query(
                 "UPDATE received SET state = $5, tries = tries + $6, message_id = coalesce($7, message_id), \
@@ -392,7 +322,5 @@ pub(super) async fn apply(write: &InboxWrite, connection: &mut SqliteConnection)
 }
 
 fn narrow(number: i64) -> Result<u32, Error> {
-    u32::try_from(number).map_err(|_| Error::Row {
-        what: format!("number {number}"),
-    })
+    u32::try_from(number).map_err(|_| Error::Row { what: format!("number {number}") })
 }

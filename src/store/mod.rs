@@ -47,9 +47,7 @@ impl Config {
     /// Reads `[store]`; a relative path is taken from the configuration's folder.
     pub fn read(section: &mut Section<'_>) -> Self {
         let url: String = section.get_or("url", format!("sqlite://{DEFAULT_PATH}"));
-        let path = url
-            .strip_prefix("sqlite:")
-            .map(|rest| rest.strip_prefix("//").unwrap_or(rest));
+        let path = url.strip_prefix("sqlite:").map(|rest| rest.strip_prefix("//").unwrap_or(rest));
         let Some(path) = path.filter(|path| !path.is_empty() && !path.contains('?')) else {
             let message = if url.starts_with("postgres") {
                 "names PostgreSQL, which this version does not have yet: write sqlite:///path/to/relay.db"
@@ -57,13 +55,9 @@ impl Config {
                 "is not a store: write sqlite:///path/to/relay.db"
             };
             section.mistake("url", message);
-            return Self {
-                path: PathBuf::from(DEFAULT_PATH),
-            };
+            return Self { path: PathBuf::from(DEFAULT_PATH) };
         };
-        Self {
-            path: section.folder().join(path),
-        }
+        Self { path: section.folder().join(path) }
     }
 }
 
@@ -158,9 +152,7 @@ impl fmt::Display for QueueId {
                 break;
             }
         }
-        text.iter()
-            .rev()
-            .try_for_each(|&digit| write!(f, "{}", char::from(digit)))
+        text.iter().rev().try_for_each(|&digit| write!(f, "{}", char::from(digit)))
     }
 }
 
@@ -171,21 +163,11 @@ impl FromStr for QueueId {
         let wrong = || format!("{text:?} is not a queue id: `outlook-relay queue list` shows them");
         let mut id: i64 = 0;
         for byte in text.bytes() {
-            let digit = DIGITS
-                .iter()
-                .position(|&d| d == byte.to_ascii_uppercase())
-                .ok_or_else(wrong)?;
+            let digit = DIGITS.iter().position(|&d| d == byte.to_ascii_uppercase()).ok_or_else(wrong)?;
             let digit = i64::try_from(digit).map_err(|_| wrong())?;
-            id = id
-                .checked_mul(32)
-                .and_then(|id| id.checked_add(digit))
-                .ok_or_else(wrong)?;
+            id = id.checked_mul(32).and_then(|id| id.checked_add(digit)).ok_or_else(wrong)?;
         }
-        if text.is_empty() {
-            Err(wrong())
-        } else {
-            Ok(Self(id))
-        }
+        if text.is_empty() { Err(wrong()) } else { Ok(Self(id)) }
     }
 }
 
@@ -214,36 +196,23 @@ impl Store {
     pub async fn open(config: &Config) -> Result<(Self, Writer), Error> {
         let path = &config.path;
         create(path)?;
-        let opened = |source| Error::Open {
-            path: path.clone(),
-            source,
-        };
+        let opened = |source| Error::Open { path: path.clone(), source };
         let mut connection = options(path).connect().await.map_err(opened)?;
         migrator()
             .run(&mut connection)
             .await
-            .map_err(|source| Error::Migrate {
-                path: path.clone(),
-                source,
-            })?;
+            .map_err(|source| Error::Migrate { path: path.clone(), source })?;
         let readers = SqlitePoolOptions::new()
             .max_connections(4)
             .connect_with(options(path).pragma("query_only", "1"))
             .await
             .map_err(opened)?;
-        let last: Option<i64> = sqlx::query_scalar("SELECT max(id) FROM message")
-            .fetch_one(&readers)
-            .await
-            .map_err(opened)?;
+        let last: Option<i64> =
+            sqlx::query_scalar("SELECT max(id) FROM message").fetch_one(&readers).await.map_err(opened)?;
         let (writes, jobs) = mpsc::channel(1024);
         let last_id = Arc::new(AtomicI64::new(last.unwrap_or_default()));
-        let store = Self {
-            readers,
-            writes,
-            last_id,
-            arrivals: Arc::default(),
-            woken: watch::Sender::default(),
-        };
+        let store =
+            Self { readers, writes, last_id, arrivals: Arc::default(), woken: watch::Sender::default() };
         Ok((store, Writer::new(connection, jobs)))
     }
 
@@ -253,9 +222,7 @@ impl Store {
     /// As [`Store::open`], and where there is none.
     pub async fn open_existing(config: &Config) -> Result<(Self, Writer), Error> {
         if !config.path.exists() {
-            return Err(Error::Absent {
-                path: config.path.clone(),
-            });
+            return Err(Error::Absent { path: config.path.clone() });
         }
         Self::open(config).await
     }
@@ -264,10 +231,7 @@ impl Store {
     pub fn next_id(&self, now: Timestamp) -> QueueId {
         let now = now.as_microsecond();
         let step = |last: i64| Some(now.max(last.saturating_add(1)));
-        match self
-            .last_id
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, step)
-        {
+        match self.last_id.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step) {
             Ok(last) | Err(last) => QueueId(now.max(last.saturating_add(1))),
         }
     }
@@ -288,12 +252,7 @@ impl Store {
     /// cuts short the pauses that wait for a person.
     pub fn wake_all(&self) {
         self.woken.send_replace(());
-        for arrivals in self
-            .arrivals
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .values()
-        {
+        for arrivals in self.arrivals.lock().unwrap_or_else(PoisonError::into_inner).values() {
             arrivals.notify_one();
         }
     }
@@ -304,16 +263,8 @@ impl Store {
     /// The disk's.
     pub async fn changes(&self) -> Result<Changes, Error> {
         let connection = self.readers.acquire().await;
-        let connection = connection
-            .map_err(|source| Error::Read {
-                operation: "changes",
-                source,
-            })?
-            .detach();
-        Ok(Changes {
-            connection,
-            version: 0,
-        })
+        let connection = connection.map_err(|source| Error::Read { operation: "changes", source })?.detach();
+        Ok(Changes { connection, version: 0 })
     }
 
     /// Waits until everything handed in so far is written, then ends the writer.
@@ -325,10 +276,7 @@ impl Store {
 
     async fn write(&self, write: writer::Write) -> Result<(), Error> {
         let (done, written) = tokio::sync::oneshot::channel();
-        self.writes
-            .send(writer::Job { write, done })
-            .await
-            .map_err(|_| Error::Closed)?;
+        self.writes.send(writer::Job { write, done }).await.map_err(|_| Error::Closed)?;
         written.await.map_err(|_| Error::Closed)?
     }
 }
@@ -347,13 +295,8 @@ impl Changes {
     /// The disk's.
     pub async fn seen(&mut self) -> Result<bool, Error> {
         // https://sqlite.org/pragma.html#pragma_data_version: changes when another connection commits.
-        let version = sqlx::query_scalar("PRAGMA data_version")
-            .fetch_one(&mut self.connection)
-            .await;
-        let version = version.map_err(|source| Error::Read {
-            operation: "changes",
-            source,
-        })?;
+        let version = sqlx::query_scalar("PRAGMA data_version").fetch_one(&mut self.connection).await;
+        let version = version.map_err(|source| Error::Read { operation: "changes", source })?;
         Ok(std::mem::replace(&mut self.version, version) != version)
     }
 }
@@ -373,23 +316,14 @@ fn options(path: &Path) -> SqliteConnectOptions {
 
 /// Makes the file, private from the start: SQLite gives its journal files the same mode.
 fn create(path: &Path) -> Result<(), Error> {
-    if let Some(folder) = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty() && !folder.exists())
-    {
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists()) {
         std::fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
             .create(folder)
-            .map_err(|source| Error::Folder {
-                path: folder.to_owned(),
-                source,
-            })?;
+            .map_err(|source| Error::Folder { path: folder.to_owned(), source })?;
     }
-    let failed = |source| Error::File {
-        path: path.to_owned(),
-        source,
-    };
+    let failed = |source| Error::File { path: path.to_owned(), source };
     let new = !path.exists();
     let file = std::fs::OpenOptions::new()
         .create(true)
@@ -415,13 +349,7 @@ fn migrator() -> Migrator {
     let migrations = [(1, "start", include_str!("migrations/0001_start.sql"))];
     let migrations = migrations
         .map(|(version, name, sql)| {
-            Migration::new(
-                version,
-                name.into(),
-                MigrationType::Simple,
-                sql.into_sql_str(),
-                false,
-            )
+            Migration::new(version, name.into(), MigrationType::Simple, sql.into_sql_str(), false)
         })
         .into();
     Migrator::with_migrations(migrations)
@@ -432,11 +360,7 @@ fn millis(at: Timestamp) -> i64 {
 }
 
 fn timestamp(millis: i64) -> Timestamp {
-    Timestamp::from_millisecond(millis).unwrap_or(if millis < 0 {
-        Timestamp::MIN
-    } else {
-        Timestamp::MAX
-    })
+    Timestamp::from_millisecond(millis).unwrap_or(if millis < 0 { Timestamp::MIN } else { Timestamp::MAX })
 }
 
 #[cfg(test)]

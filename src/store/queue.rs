@@ -39,9 +39,7 @@ pub struct NewMessage {
 
 impl std::fmt::Debug for NewMessage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            id, mailbox, content, ..
-        } = self;
+        let Self { id, mailbox, content, .. } = self;
         write!(f, "NewMessage({id} for {mailbox}, {} bytes)", content.len())
     }
 }
@@ -207,12 +205,7 @@ pub(super) enum QueueWrite {
     Book(QueueId, Timestamp),
     Settle(Box<Settlement>),
     Recover(Timestamp),
-    Reroute {
-        id: QueueId,
-        mailbox: Address,
-        rule: Rule,
-        new_from: Option<String>,
-    },
+    Reroute { id: QueueId, mailbox: Address, rule: Rule, new_from: Option<String> },
 }
 
 impl QueueWrite {
@@ -234,8 +227,7 @@ impl Store {
     /// The disk's; then nothing was kept.
     pub async fn accept(&self, message: NewMessage) -> Result<(), Error> {
         let arrivals = self.arrivals(&message.mailbox);
-        self.write(Write::Queue(QueueWrite::Accept(Box::new(message))))
-            .await?;
+        self.write(Write::Queue(QueueWrite::Accept(Box::new(message)))).await?;
         arrivals.notify_one();
         Ok(())
     }
@@ -253,8 +245,7 @@ impl Store {
     /// # Errors
     /// The disk's; then the outcome counts as unknown after the next start.
     pub async fn settle(&self, settlement: Settlement) -> Result<(), Error> {
-        self.write(Write::Queue(QueueWrite::Settle(Box::new(settlement))))
-            .await
+        self.write(Write::Queue(QueueWrite::Settle(Box::new(settlement)))).await
     }
 
     /// At the start: attempts that a crash cut short have an unknown outcome, and their messages are due at once.
@@ -276,13 +267,7 @@ impl Store {
         rule: Rule,
         new_from: Option<String>,
     ) -> Result<(), Error> {
-        self.write(Write::Queue(QueueWrite::Reroute {
-            id,
-            mailbox,
-            rule,
-            new_from,
-        }))
-        .await
+        self.write(Write::Queue(QueueWrite::Reroute { id, mailbox, rule, new_from })).await
     }
 
     /// The messages of a mailbox whose time has come, longest due first.
@@ -339,10 +324,7 @@ impl Store {
         .fetch_one(&self.readers)
         .await
         .map(|at| at.map(timestamp))
-        .map_err(|source| Error::Read {
-            operation: "next due message",
-            source,
-        })
+        .map_err(|source| Error::Read { operation: "next due message", source })
     }
 
     /// A message's bytes as they came; `None`: it is not in the queue.
@@ -354,10 +336,7 @@ impl Store {
             .bind(id.0)
             .fetch_optional(&self.readers)
             .await
-            .map_err(|source| Error::Read {
-                operation: "a message's content",
-                source,
-            })
+            .map_err(|source| Error::Read { operation: "a message's content", source })
     }
 
     /// The queue, oldest first: at most `limit` messages after `after`, with their attempts.
@@ -365,10 +344,7 @@ impl Store {
     /// # Errors
     /// The disk's, and rows that make no sense.
     pub async fn queued(&self, after: Option<QueueId>, limit: u32) -> Result<Vec<Queued>, Error> {
-        let read = |source| Error::Read {
-            operation: "the queue",
-            source,
-        };
+        let read = |source| Error::Read { operation: "the queue", source };
         let rows = sqlx::query(
             "SELECT id, received_at, mail_from, recipients, header_from, message_id, size, mailbox, rule, state, \
              next_attempt_at FROM message WHERE id > $1 ORDER BY id LIMIT $2",
@@ -400,10 +376,7 @@ impl Store {
         .fetch_all(&self.readers)
         .await;
         rows.and_then(|rows| rows.iter().map(attempt_of).collect())
-            .map_err(|source| Error::Read {
-                operation: "a message's attempts",
-                source,
-            })
+            .map_err(|source| Error::Read { operation: "a message's attempts", source })
     }
 
     /// How much waits and how much failed, for each mailbox that has any.
@@ -421,11 +394,8 @@ impl Store {
         let count = |n: i64| u64::try_from(n).unwrap_or_default();
         rows.into_iter()
             .map(|(mailbox, waiting, failed, oldest)| {
-                let totals = Totals {
-                    waiting: count(waiting),
-                    failed: count(failed),
-                    oldest: oldest.map(timestamp),
-                };
+                let totals =
+                    Totals { waiting: count(waiting), failed: count(failed), oldest: oldest.map(timestamp) };
                 Ok((address(&mailbox)?, totals))
             })
             .collect()
@@ -437,9 +407,7 @@ impl Store {
     /// The disk's, and rows that make no sense.
     pub async fn strays(&self, known: &[Address]) -> Result<Vec<(QueueId, Address, Option<String>)>, Error> {
         let known: Vec<&str> = known.iter().map(Address::as_str).collect();
-        let known = serde_json::to_string(&known).map_err(|error| Error::Row {
-            what: error.to_string(),
-        })?;
+        let known = serde_json::to_string(&known).map_err(|error| Error::Row { what: error.to_string() })?;
         let rows: Vec<(i64, String, Option<String>)> = sqlx::query_as(
             "SELECT id, mailbox, header_from FROM message \
              WHERE state <> 'failed' AND mailbox NOT IN (SELECT value FROM json_each($1)) ORDER BY id",
@@ -447,13 +415,8 @@ impl Store {
         .bind(known)
         .fetch_all(&self.readers)
         .await
-        .map_err(|source| Error::Read {
-            operation: "messages of unknown mailboxes",
-            source,
-        })?;
-        rows.into_iter()
-            .map(|(id, mailbox, from)| Ok((QueueId(id), address(&mailbox)?, from)))
-            .collect()
+        .map_err(|source| Error::Read { operation: "messages of unknown mailboxes", source })?;
+        rows.into_iter().map(|(id, mailbox, from)| Ok((QueueId(id), address(&mailbox)?, from))).collect()
     }
 }
 
@@ -463,19 +426,16 @@ pub(super) async fn apply(write: &QueueWrite, connection: &mut SqliteConnection)
         QueueWrite::Book(id, now) => book(*id, *now, connection).await,
         QueueWrite::Settle(settlement) => settle(settlement, connection).await,
         QueueWrite::Recover(now) => recover(*now, connection).await,
-        QueueWrite::Reroute {
-            id,
-            mailbox,
-            rule,
-            new_from,
-        } => sqlx::query("UPDATE message SET mailbox = $1, rule = $2, new_from = $3 WHERE id = $4")
-            .bind(mailbox.as_str())
-            .bind(rule.as_str())
-            .bind(new_from)
-            .bind(id.0)
-            .execute(connection)
-            .await
-            .map(drop),
+        QueueWrite::Reroute { id, mailbox, rule, new_from } => {
+            sqlx::query("UPDATE message SET mailbox = $1, rule = $2, new_from = $3 WHERE id = $4")
+                .bind(mailbox.as_str())
+                .bind(rule.as_str())
+                .bind(new_from)
+                .bind(id.0)
+                .execute(connection)
+                .await
+                .map(drop)
+        }
     }
 }
 
@@ -615,9 +575,7 @@ fn queued_of(row: &SqliteRow) -> Result<Queued, Error> {
             "sending" => QueuedState::Sending,
             "failed" => QueuedState::Failed,
             _ => {
-                return Err(Error::Row {
-                    what: format!("state {state:?}"),
-                });
+                return Err(Error::Row { what: format!("state {state:?}") });
             }
         },
         received_at: timestamp(column(row, "received_at")?),
@@ -626,9 +584,7 @@ fn queued_of(row: &SqliteRow) -> Result<Queued, Error> {
         from: column(row, "header_from")?,
         message_id: column(row, "message_id")?,
         mailbox: address(&column::<String>(row, "mailbox")?)?,
-        rule: rule.parse().map_err(|_| Error::Row {
-            what: format!("rule {rule:?}"),
-        })?,
+        rule: rule.parse().map_err(|_| Error::Row { what: format!("rule {rule:?}") })?,
         size: column::<i64>(row, "size")?.unsigned_abs(),
         recipients: recipients(row)?,
         attempts: Vec::new(),
@@ -649,23 +605,16 @@ fn attempt_of(row: &SqliteRow) -> Result<Attempt, sqlx::Error> {
 
 fn recipients(row: &SqliteRow) -> Result<Vec<Recipient>, Error> {
     let json: String = column(row, "recipients")?;
-    serde_json::from_str(&json).map_err(|error| Error::Row {
-        what: format!("recipients: {error}"),
-    })
+    serde_json::from_str(&json).map_err(|error| Error::Row { what: format!("recipients: {error}") })
 }
 
 fn column<'r, T: sqlx::Decode<'r, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>>(
     row: &'r SqliteRow,
     name: &'static str,
 ) -> Result<T, Error> {
-    row.try_get(name).map_err(|source| Error::Read {
-        operation: name,
-        source,
-    })
+    row.try_get(name).map_err(|source| Error::Read { operation: name, source })
 }
 
 pub(super) fn address(text: &str) -> Result<Address, Error> {
-    Address::normalise(text).ok_or_else(|| Error::Row {
-        what: format!("mailbox {text:?}"),
-    })
+    Address::normalise(text).ok_or_else(|| Error::Row { what: format!("mailbox {text:?}") })
 }

@@ -17,16 +17,9 @@ struct Opened {
 
 async fn open() -> Opened {
     let folder = tempfile::tempdir().unwrap();
-    let config = Config {
-        path: folder.path().join("deeper/relay.db"),
-    };
+    let config = Config { path: folder.path().join("deeper/relay.db") };
     let (store, writer) = Store::open(&config).await.unwrap();
-    Opened {
-        store,
-        writing: tokio::spawn(writer.run()),
-        config,
-        _folder: folder,
-    }
+    Opened { store, writing: tokio::spawn(writer.run()), config, _folder: folder }
 }
 
 impl Opened {
@@ -35,11 +28,7 @@ impl Opened {
         self.store.close().await;
         self.writing.await.unwrap();
         let (store, writer) = Store::open(&self.config).await.unwrap();
-        Self {
-            store,
-            writing: tokio::spawn(writer.run()),
-            ..self
-        }
+        Self { store, writing: tokio::spawn(writer.run()), ..self }
     }
 }
 
@@ -79,43 +68,22 @@ async fn an_accepted_message_survives_and_is_due() {
     let opened = opened.reopen().await;
     let due = opened.store.due(&john(), at(0), 10).await.unwrap();
     assert_eq!(due.len(), 1);
-    assert_eq!(
-        (due[0].id, due[0].attempts, due[0].eight_bit, due[0].size),
-        (id, 0, true, 20)
-    );
+    assert_eq!((due[0].id, due[0].attempts, due[0].eight_bit, due[0].size), (id, 0, true, 20));
     assert_eq!(due[0].recipients[1].address, "b@x.test");
-    assert_eq!(
-        opened.store.content(id).await.unwrap().unwrap(),
-        b"From: john\r\n\r\nbody\r\n"
-    );
-    assert!(
-        opened.store.next_id(at(-100)) > id,
-        "ids grow over a restart and a clock that jumps back"
-    );
+    assert_eq!(opened.store.content(id).await.unwrap().unwrap(), b"From: john\r\n\r\nbody\r\n");
+    assert!(opened.store.next_id(at(-100)) > id, "ids grow over a restart and a clock that jumps back");
 }
 
 #[tokio::test]
 async fn the_file_is_private_and_its_folder_is_made() {
     let opened = open().await;
-    opened
-        .store
-        .accept(message(&opened.store, &["a@x.test"]))
-        .await
-        .unwrap();
+    opened.store.accept(message(&opened.store, &["a@x.test"])).await.unwrap();
     let folder = opened.config.path.parent().unwrap();
-    assert_eq!(
-        std::fs::metadata(folder).unwrap().permissions().mode() & 0o777,
-        0o700
-    );
+    assert_eq!(std::fs::metadata(folder).unwrap().permissions().mode() & 0o777, 0o700);
     let files: Vec<_> = std::fs::read_dir(folder).unwrap().map(Result::unwrap).collect();
     assert!(files.len() >= 2, "the database and its log");
     for file in files {
-        assert_eq!(
-            file.metadata().unwrap().permissions().mode() & 0o777,
-            0o600,
-            "{:?}",
-            file.path()
-        );
+        assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", file.path());
     }
 }
 
@@ -127,20 +95,10 @@ async fn an_attempt_is_booked_once_and_settled() {
     let id = new.id;
     store.accept(new).await.unwrap();
     store.book(id, at(1)).await.unwrap();
-    assert!(
-        store.due(&john(), at(9), 10).await.unwrap().is_empty(),
-        "being sent"
-    );
-    assert!(
-        store.book(id, at(1)).await.is_err(),
-        "a second worker must not send it as well"
-    );
+    assert!(store.due(&john(), at(9), 10).await.unwrap().is_empty(), "being sent");
+    assert!(store.book(id, at(1)).await.is_err(), "a second worker must not send it as well");
 
-    let recipient = |address: &str, state| Recipient {
-        address: address.to_owned(),
-        state,
-        reply: None,
-    };
+    let recipient = |address: &str, state| Recipient { address: address.to_owned(), state, reply: None };
     let settlement = Settlement {
         id,
         at: at(2),
@@ -151,10 +109,7 @@ async fn an_attempt_is_booked_once_and_settled() {
         class: Some(Class::Transient),
         code: "451".to_owned(),
         reply: "later".to_owned(),
-        next: Next::Again {
-            at: at(60),
-            unknown: false,
-        },
+        next: Next::Again { at: at(60), unknown: false },
     };
     store.settle(settlement.clone()).await.unwrap();
     assert!(store.due(&john(), at(59), 10).await.unwrap().is_empty());
@@ -164,43 +119,15 @@ async fn an_attempt_is_booked_once_and_settled() {
     assert_eq!(due[0].attempts, 1);
 
     store.book(id, at(61)).await.unwrap();
-    store
-        .settle(Settlement {
-            at: at(62),
-            next: Next::Failed,
-            ..settlement.clone()
-        })
-        .await
-        .unwrap();
+    store.settle(Settlement { at: at(62), next: Next::Failed, ..settlement.clone() }).await.unwrap();
     let queued = store.queued(None, 10).await.unwrap();
     assert_eq!(queued[0].state, QueuedState::Failed);
-    let outcomes: Vec<_> = queued[0]
-        .attempts
-        .iter()
-        .map(|attempt| attempt.outcome.as_deref())
-        .collect();
+    let outcomes: Vec<_> = queued[0].attempts.iter().map(|attempt| attempt.outcome.as_deref()).collect();
     assert_eq!(outcomes, [Some("deferred"), Some("failed")]);
-    assert_eq!(
-        store.totals().await.unwrap()[0].1,
-        Totals {
-            waiting: 0,
-            failed: 1,
-            oldest: None
-        }
-    );
+    assert_eq!(store.totals().await.unwrap()[0].1, Totals { waiting: 0, failed: 1, oldest: None });
 
-    store
-        .settle(Settlement {
-            next: Next::Done,
-            ..settlement
-        })
-        .await
-        .unwrap();
-    assert_eq!(
-        store.content(id).await.unwrap(),
-        None,
-        "a message that is done leaves nothing behind"
-    );
+    store.settle(Settlement { next: Next::Done, ..settlement }).await.unwrap();
+    assert_eq!(store.content(id).await.unwrap(), None, "a message that is done leaves nothing behind");
     assert!(store.attempts(id).await.unwrap().is_empty());
 }
 
@@ -222,32 +149,21 @@ async fn an_interrupted_attempt_is_unknown_after_the_restart() {
 #[tokio::test]
 async fn one_bad_write_does_not_fail_the_others_of_its_commit() {
     let folder = tempfile::tempdir().unwrap();
-    let config = Config {
-        path: folder.path().join("relay.db"),
-    };
+    let config = Config { path: folder.path().join("relay.db") };
     let (store, writer) = Store::open(&config).await.unwrap();
     let twice = message(&store, &["a@x.test"]);
     let other = message(&store, &["b@x.test"]);
     // Handed in before the writer runs: so they share its first commit.
     let writes = tokio::spawn({
         let store = store.clone();
-        async move {
-            tokio::join!(
-                store.accept(twice.clone()),
-                store.accept(twice),
-                store.accept(other)
-            )
-        }
+        async move { tokio::join!(store.accept(twice.clone()), store.accept(twice), store.accept(other)) }
     });
     while store.writes.capacity() > store.writes.max_capacity() - 3 {
         tokio::task::yield_now().await;
     }
     let writing = tokio::spawn(writer.run());
     let (first, second, third) = writes.await.unwrap();
-    assert!(
-        first.is_ok() && second.is_err() && third.is_ok(),
-        "{first:?} {second:?} {third:?}"
-    );
+    assert!(first.is_ok() && second.is_err() && third.is_ok(), "{first:?} {second:?} {third:?}");
     assert_eq!(store.due(&john(), at(0), 10).await.unwrap().len(), 2);
     store.close().await;
     writing.await.unwrap();
@@ -270,14 +186,8 @@ async fn a_rotated_token_replaces_the_last_one_but_never_a_newer_consent() {
     store.keep_token(&john(), token("first", 0)).await.unwrap();
     assert!(changes.seen().await.unwrap());
     store.keep_token(&john(), token("rotated", 0)).await.unwrap();
-    store
-        .keep_token(&john(), token("consented anew", 10))
-        .await
-        .unwrap();
-    store
-        .keep_token(&john(), token("rotation of the old one, late", 0))
-        .await
-        .unwrap();
+    store.keep_token(&john(), token("consented anew", 10)).await.unwrap();
+    store.keep_token(&john(), token("rotation of the old one, late", 0)).await.unwrap();
     let kept = store.token(&john()).await.unwrap().unwrap();
     assert_eq!(kept.refresh_token.expose_secret(), "consented anew");
     assert_eq!(store.consents().await.unwrap(), [(john(), at(10))]);
@@ -287,19 +197,10 @@ async fn a_rotated_token_replaces_the_last_one_but_never_a_newer_consent() {
 async fn the_ledger_remembers_what_was_found_and_what_was_pushed() {
     let opened = open().await;
     let store = &opened.store;
-    let mark = Mark {
-        uidvalidity: 7,
-        uid: 12,
-    };
+    let mark = Mark { uidvalidity: 7, uid: 12 };
     assert_eq!(store.mark(&john(), "INBOX").await.unwrap(), None);
-    store
-        .found(&john(), "INBOX", mark, vec![12, 10], at(0))
-        .await
-        .unwrap();
-    store
-        .found(&john(), "INBOX", mark, vec![12], at(1))
-        .await
-        .unwrap();
+    store.found(&john(), "INBOX", mark, vec![12, 10], at(0)).await.unwrap();
+    store.found(&john(), "INBOX", mark, vec![12], at(1)).await.unwrap();
     assert_eq!(store.mark(&john(), "INBOX").await.unwrap(), Some(mark));
     let open_uids = async |now| -> Vec<u32> {
         store
@@ -314,10 +215,7 @@ async fn the_ledger_remembers_what_was_found_and_what_was_pushed() {
 
     let id = Some("<m@x>".to_owned());
     let note = async |uid, state, next| {
-        store
-            .note_push(&john(), "INBOX", 7, uid, state, id.clone(), None, next, at(2))
-            .await
-            .unwrap();
+        store.note_push(&john(), "INBOX", 7, uid, state, id.clone(), None, next, at(2)).await.unwrap();
     };
     note(10, PushState::Pushing, at(2)).await;
     let pushing = store.to_push(&john(), "INBOX", 7, at(2), 1).await.unwrap();
@@ -326,10 +224,7 @@ async fn the_ledger_remembers_what_was_found_and_what_was_pushed() {
     note(10, PushState::Done, at(2)).await;
     assert!(store.was_pushed(&john(), "<m@x>").await.unwrap());
     note(12, PushState::Refused, at(100)).await;
-    assert!(
-        open_uids(at(99)).await.is_empty(),
-        "a refused one waits for its time"
-    );
+    assert!(open_uids(at(99)).await.is_empty(), "a refused one waits for its time");
     assert_eq!(open_uids(at(100)).await, [12]);
     let line = &store.inboxes().await.unwrap()[0];
     assert_eq!((line.waiting, line.refused, line.pushed), (0, 1, 1));
@@ -339,20 +234,11 @@ async fn the_ledger_remembers_what_was_found_and_what_was_pushed() {
 async fn a_store_that_cannot_be_made_says_which_and_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("file"), "x").unwrap();
-    let config = Config {
-        path: folder.path().join("file/relay.db"),
-    };
+    let config = Config { path: folder.path().join("file/relay.db") };
     let error = Store::open(&config).await.unwrap_err().to_string();
-    assert!(
-        error.contains("file/relay.db") && error.contains("[store] url"),
-        "{error}"
-    );
+    assert!(error.contains("file/relay.db") && error.contains("[store] url"), "{error}");
     let text = folder.path().join("text.db");
-    std::fs::write(
-        &text,
-        "this is no database, but long enough to be looked at as one".repeat(30),
-    )
-    .unwrap();
+    std::fs::write(&text, "this is no database, but long enough to be looked at as one".repeat(30)).unwrap();
     assert!(matches!(
         Store::open(&Config { path: text }).await,
         Err(Error::Open { .. } | Error::Migrate { .. })
@@ -374,33 +260,14 @@ fn queue_ids_read_back() {
 async fn another_uidvalidity_closes_what_was_open_under_the_old_one() {
     let opened = open().await;
     let store = &opened.store;
-    let (old, new) = (
-        Mark {
-            uidvalidity: 7,
-            uid: 12,
-        },
-        Mark {
-            uidvalidity: 8,
-            uid: 3,
-        },
-    );
-    store
-        .found(&john(), "INBOX", old, vec![10, 11, 12], at(0))
-        .await
-        .unwrap();
+    let (old, new) = (Mark { uidvalidity: 7, uid: 12 }, Mark { uidvalidity: 8, uid: 3 });
+    store.found(&john(), "INBOX", old, vec![10, 11, 12], at(0)).await.unwrap();
     let id = Some("<m@x>".to_owned());
-    store
-        .note_push(&john(), "INBOX", 7, 10, PushState::Done, id, None, at(0), at(0))
-        .await
-        .unwrap();
+    store.note_push(&john(), "INBOX", 7, 10, PushState::Done, id, None, at(0), at(0)).await.unwrap();
     store.found(&john(), "Other", old, vec![1], at(0)).await.unwrap();
     store.found(&john(), "INBOX", new, vec![2], at(1)).await.unwrap();
     let open = async |folder, uidvalidity| {
-        store
-            .to_push(&john(), folder, uidvalidity, at(1), 10)
-            .await
-            .unwrap()
-            .len()
+        store.to_push(&john(), folder, uidvalidity, at(1), 10).await.unwrap().len()
     };
     assert_eq!(open("INBOX", 7).await, 0);
     assert_eq!(open("INBOX", 8).await, 1);

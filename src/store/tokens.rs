@@ -44,15 +44,13 @@ impl Store {
         .fetch_optional(&self.readers)
         .await
         .map_err(|source| Error::Read { operation: "a token", source })?;
-        Ok(row.map(
-            |(tenant, client_id, refresh_token, consented_at, refreshed_at)| StoredToken {
-                tenant,
-                client_id,
-                refresh_token: SecretString::from(refresh_token),
-                consented_at: timestamp(consented_at),
-                refreshed_at: refreshed_at.map(timestamp),
-            },
-        ))
+        Ok(row.map(|(tenant, client_id, refresh_token, consented_at, refreshed_at)| StoredToken {
+            tenant,
+            client_id,
+            refresh_token: SecretString::from(refresh_token),
+            consented_at: timestamp(consented_at),
+            refreshed_at: refreshed_at.map(timestamp),
+        }))
     }
 
     /// When each mailbox's owner consented: what changes when somebody connects a mailbox.
@@ -63,13 +61,8 @@ impl Store {
         let rows: Vec<(String, i64)> = sqlx::query_as("SELECT mailbox, consented_at FROM token")
             .fetch_all(&self.readers)
             .await
-            .map_err(|source| Error::Read {
-                operation: "consents",
-                source,
-            })?;
-        rows.into_iter()
-            .map(|(mailbox, at)| Ok((address(&mailbox)?, timestamp(at))))
-            .collect()
+            .map_err(|source| Error::Read { operation: "consents", source })?;
+        rows.into_iter().map(|(mailbox, at)| Ok((address(&mailbox)?, timestamp(at)))).collect()
     }
 }
 

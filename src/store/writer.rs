@@ -67,10 +67,7 @@ impl Writer {
                 for job in batch.drain(..) {
                     let operation = job.write.operation();
                     let written = commit(&mut self.connection, std::iter::once(&job.write)).await;
-                    drop(
-                        job.done
-                            .send(written.map_err(|source| Error::Write { operation, source })),
-                    );
+                    drop(job.done.send(written.map_err(|source| Error::Write { operation, source })));
                 }
             }
             // A waiter that went away no longer wants to know.

@@ -27,9 +27,7 @@ fn same(given: &[u8], expected: &[u8]) -> bool {
     let differences = given
         .iter()
         .zip(expected.iter().cycle())
-        .fold(u8::from(given.len() != expected.len()), |differences, (a, b)| {
-            differences | (a ^ b)
-        });
+        .fold(u8::from(given.len() != expected.len()), |differences, (a, b)| differences | (a ^ b));
     std::hint::black_box(differences) == 0
 }
 
@@ -107,9 +105,7 @@ impl Exchange {
                 }
             }
             Self::LoginUser => Outcome::Challenge(
-                Self::LoginPassword {
-                    user: response.to_vec(),
-                },
+                Self::LoginPassword { user: response.to_vec() },
                 Reply::plain(334, PASSWORD),
             ),
             Self::LoginPassword { user } => verdict(credentials.match_with(&user, response)),
@@ -152,20 +148,13 @@ mod tests {
             ("abab", "ab", false),
         ];
         for (given, expected, equal) in table {
-            assert_eq!(
-                same(given.as_bytes(), expected.as_bytes()),
-                *equal,
-                "{given:?} and {expected:?}"
-            );
+            assert_eq!(same(given.as_bytes(), expected.as_bytes()), *equal, "{given:?} and {expected:?}");
         }
     }
 
     #[test]
     fn the_password_is_not_in_the_debug_output() {
-        let credentials = Credentials {
-            user: "odoo".to_owned(),
-            password: "open sesame".to_owned().into(),
-        };
+        let credentials = Credentials { user: "odoo".to_owned(), password: "open sesame".to_owned().into() };
         assert!(!format!("{credentials:?}").contains("sesame"));
     }
 }

@@ -95,12 +95,7 @@ impl DataReader {
     /// `limit`: the largest message, in octets as RFC 1870 counts them (with line ends, without stuffed dots). The
     /// reader never holds more than that.
     pub fn new(limit: usize) -> Self {
-        Self {
-            limit,
-            place: Place::LineStart,
-            flaw: None,
-            content: Vec::new(),
-        }
+        Self { limit, place: Place::LineStart, flaw: None, content: Vec::new() }
     }
 
     /// Takes the next chunk. `None`: the whole chunk was used and the message goes on. A reader that has ended is spent.
@@ -109,10 +104,7 @@ impl DataReader {
         while let Some((&byte, after)) = rest.split_first() {
             match (self.place, byte) {
                 (Place::DotCr, b'\n') => {
-                    return Some(End {
-                        used: chunk.len() - after.len(),
-                        message: self.finish(),
-                    });
+                    return Some(End { used: chunk.len() - after.len(), message: self.finish() });
                 }
                 (Place::Cr, b'\n') => {
                     self.keep(b"\r\n");

@@ -73,17 +73,7 @@ fn what_follows_the_message_is_left_for_the_session() {
 
 #[test]
 fn a_stream_without_the_end_never_ends() {
-    for stream in [
-        "",
-        "a",
-        "a\r\n",
-        "a\r\n.",
-        "a\r\n.\r",
-        "a\r\n..\r\n",
-        "a.\r\n",
-        ".",
-        ".\r",
-    ] {
+    for stream in ["", "a", "a\r\n", "a\r\n.", "a\r\n.\r", "a\r\n..\r\n", "a.\r\n", ".", ".\r"] {
         assert_eq!(read(stream.as_bytes()), None, "stream {stream:?}");
     }
 }
@@ -129,11 +119,7 @@ fn the_first_flaw_is_named() {
         ("a\n\x00\r\n.\r\n", Flaw::BareLf),
     ];
     for (stream, flaw) in table {
-        assert_eq!(
-            read(stream.as_bytes()),
-            Some((Err(*flaw), Vec::new())),
-            "stream {stream:?}"
-        );
+        assert_eq!(read(stream.as_bytes()), Some((Err(*flaw), Vec::new())), "stream {stream:?}");
     }
 }
 
@@ -185,12 +171,8 @@ fn hostile() -> impl Strategy<Value = Vec<u8>> {
 fn clean() -> impl Strategy<Value = Vec<u8>> {
     let byte = prop_oneof![3 => Just(b'.'), 3 => Just(b'a'), 1 => 1u8..=255]
         .prop_filter("line ends are added below", |byte| !matches!(byte, b'\r' | b'\n'));
-    proptest::collection::vec(proptest::collection::vec(byte, 0..8), 0..12).prop_map(|lines| {
-        lines
-            .into_iter()
-            .flat_map(|line| [line, b"\r\n".to_vec()].concat())
-            .collect()
-    })
+    proptest::collection::vec(proptest::collection::vec(byte, 0..8), 0..12)
+        .prop_map(|lines| lines.into_iter().flat_map(|line| [line, b"\r\n".to_vec()].concat()).collect())
 }
 
 proptest! {

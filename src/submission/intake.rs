@@ -27,10 +27,7 @@ pub struct Intake {
 impl Intake {
     /// `routes`: which mailbox a From goes out through.
     pub fn new(routes: Routes, store: Store) -> Self {
-        Self {
-            routes: Arc::new(routes),
-            store,
-        }
+        Self { routes: Arc::new(routes), store }
     }
 
     /// Takes a message that was received `now`. The answer is 250 only once the store has committed it.
@@ -50,12 +47,7 @@ impl Intake {
             }
         };
         let id = self.store.next_id(now);
-        let from: String = header_from
-            .as_deref()
-            .unwrap_or_default()
-            .chars()
-            .take(FROM)
-            .collect();
+        let from: String = header_from.as_deref().unwrap_or_default().chars().take(FROM).collect();
         let to = summary(&envelope.recipients);
         let (mailbox, rule, size) = (route.mailbox.clone(), route.rule, content.len());
         let message = NewMessage {
@@ -98,12 +90,7 @@ pub(super) fn log_refusal(peer: SocketAddr, reply: &Reply) {
 
 /// The first few recipients, and how many more there are.
 fn summary(recipients: &[String]) -> String {
-    let named = recipients
-        .iter()
-        .take(NAMED)
-        .map(String::as_str)
-        .collect::<Vec<_>>()
-        .join(", ");
+    let named = recipients.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
     match recipients.len().checked_sub(NAMED) {
         None | Some(0) => named,
         Some(more) => format!("{named} and {more} more"),
@@ -116,16 +103,10 @@ mod tests {
 
     #[test]
     fn the_summary_names_a_few() {
-        let recipients = |count: usize| {
-            (0..count)
-                .map(|number| format!("r{number}@x.test"))
-                .collect::<Vec<_>>()
-        };
+        let recipients =
+            |count: usize| (0..count).map(|number| format!("r{number}@x.test")).collect::<Vec<_>>();
         assert_eq!(summary(&recipients(1)), "r0@x.test");
         assert_eq!(summary(&recipients(3)), "r0@x.test, r1@x.test, r2@x.test");
-        assert_eq!(
-            summary(&recipients(1000)),
-            "r0@x.test, r1@x.test, r2@x.test and 997 more"
-        );
+        assert_eq!(summary(&recipients(1000)), "r0@x.test, r1@x.test, r2@x.test and 997 more");
     }
 }

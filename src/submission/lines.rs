@@ -74,10 +74,7 @@ mod tests {
 
     #[test]
     fn lines_are_split() {
-        assert_eq!(
-            lines(&[b"one\r\ntwo\r\n\r\nthr"], 10),
-            [complete("one"), complete("two"), complete("")]
-        );
+        assert_eq!(lines(&[b"one\r\ntwo\r\n\r\nthr"], 10), [complete("one"), complete("two"), complete("")]);
         assert_eq!(lines(&[b"on", b"e\r", b"\n"], 10), [complete("one")]);
         assert_eq!(lines(&[b"a\rb\r\n"], 10), [complete("a\rb")]);
     }
@@ -85,10 +82,7 @@ mod tests {
     #[test]
     fn a_long_line_is_dropped_as_a_whole() {
         assert_eq!(lines(&[b"12345678\r\n"], 10), [complete("12345678")]);
-        assert_eq!(
-            lines(&[b"123456789\r\nnext\r\n"], 10),
-            [Line::TooLong, complete("next")]
-        );
+        assert_eq!(lines(&[b"123456789\r\nnext\r\n"], 10), [Line::TooLong, complete("next")]);
         assert_eq!(
             lines(&[b"123456789012", b"MAIL FROM:<>\r", b"\nnext\r\n"], 10),
             [Line::TooLong, complete("next")]

@@ -90,37 +90,17 @@ impl Listener {
             credentials: config.credentials.clone(),
             tls: config.tls.is_some(),
         });
-        Ok(Self {
-            listeners,
-            offer,
-            tls: config.tls.clone().map(TlsAcceptor::from),
-            intake,
-        })
+        Ok(Self { listeners, offer, tls: config.tls.clone().map(TlsAcceptor::from), intake })
     }
 
     /// Serves until `stop` is cancelled and every session has ended; a session ends then as soon as the message in hand
     /// is stored and answered. Dropping this future ends all sessions at once: nothing that was answered with 250 is
     /// lost.
     pub async fn run(self, stop: CancellationToken) {
-        let Self {
-            listeners,
-            offer,
-            tls,
-            intake,
-        } = self;
-        let shared = Arc::new(Shared {
-            offer,
-            tls,
-            intake,
-            stop,
-        });
+        let Self { listeners, offer, tls, intake } = self;
+        let shared = Arc::new(Shared { offer, tls, intake, stop });
         let places = Arc::new(Semaphore::new(SESSIONS));
-        join_all(
-            listeners
-                .iter()
-                .map(|listener| accept(listener, &shared, &places)),
-        )
-        .await;
+        join_all(listeners.iter().map(|listener| accept(listener, &shared, &places))).await;
     }
 }
 
@@ -187,15 +167,13 @@ impl Shared {
         let mut session = Session::new(Arc::clone(&self.offer), is_loopback(&peer));
         let mut connection = Connection::new(stream);
         connection.write(&session.greeting()).await?;
-        if let (End::StartTls, Some(tls)) = (
-            self.converse(&mut session, &mut connection, peer).await?,
-            &self.tls,
-        ) {
+        if let (End::StartTls, Some(tls)) =
+            (self.converse(&mut session, &mut connection, peer).await?, &self.tls)
+        {
             let stream = timeout(HANDSHAKE, tls.accept(connection.stream)).await??;
             session.encrypted();
             // A new connection: nothing that came in clear is left in its buffers (RFC 3207 section 6).
-            self.converse(&mut session, &mut Connection::new(stream), peer)
-                .await?;
+            self.converse(&mut session, &mut Connection::new(stream), peer).await?;
         }
         Ok(())
     }
@@ -211,11 +189,8 @@ impl Shared {
                 Ok(Some(line)) => line,
                 Ok(None) => return connection.close(&session.stopping()).await,
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                    let reply = Reply::new(
-                        421,
-                        "4.4.2",
-                        "Nothing came for a long time; closing the connection",
-                    );
+                    let reply =
+                        Reply::new(421, "4.4.2", "Nothing came for a long time; closing the connection");
                     return connection.close(&reply).await;
                 }
                 Err(error) => return Err(error),
@@ -223,11 +198,9 @@ impl Shared {
             let action = match line {
                 Line::Complete(line) => session.line(&line),
                 Line::TooLong => session.long_line(),
-                Line::Endless => Action::Close(Reply::new(
-                    500,
-                    "5.5.2",
-                    "The line has no end; closing the connection",
-                )),
+                Line::Endless => {
+                    Action::Close(Reply::new(500, "5.5.2", "The line has no end; closing the connection"))
+                }
                 Line::BareLineFeed => session.bare_line_feed(),
             };
             if action.reply().is_refusal() {
@@ -245,11 +218,7 @@ impl Shared {
                     let limit = usize::try_from(self.offer.max_message_size).unwrap_or(usize::MAX);
                     let message = timeout(MESSAGE, connection.message(limit)).await??;
                     let reply = match message {
-                        Ok(content) => {
-                            self.intake
-                                .take(envelope, content, peer, crate::clock::now())
-                                .await
-                        }
+                        Ok(content) => self.intake.take(envelope, content, peer, crate::clock::now()).await,
                         Err(flaw) => {
                             let reply = flaw.reply(limit);
                             log_refusal(peer, &reply);
@@ -288,12 +257,7 @@ struct Connection<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     fn new(stream: S) -> Self {
-        Self {
-            stream,
-            input: BytesMut::new(),
-            output: Vec::new(),
-            lines: LineReader::default(),
-        }
+        Self { stream, input: BytesMut::new(), output: Vec::new(), lines: LineReader::default() }
     }
 
     /// The next line. `None`: the server stops, and no message is begun.
@@ -353,11 +317,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Queues a reply; it is sent by the next [`Self::flush`].
     async fn write(&mut self, reply: &Reply) -> io::Result<()> {
         reply.write(&mut self.output);
-        if self.output.len() > REPLIES {
-            self.flush().await
-        } else {
-            Ok(())
-        }
+        if self.output.len() > REPLIES { self.flush().await } else { Ok(()) }
     }
 
     async fn flush(&mut self) -> io::Result<()> {
@@ -370,8 +330,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.stream.flush().await
         });
         // Not as a time-out: there is no point in telling a client that does not read.
-        sent.await
-            .map_err(|_| io::Error::other("the client does not read"))?
+        sent.await.map_err(|_| io::Error::other("the client does not read"))?
     }
 
     /// Says the last word.

@@ -14,12 +14,7 @@ pub(super) const WIRE: &str =
 const DEADLINE: Duration = Duration::from_secs(30);
 
 pub(super) fn config() -> Config {
-    Config {
-        listen: Vec::new(),
-        max_message_size: 10_000,
-        credentials: None,
-        tls: None,
-    }
+    Config { listen: Vec::new(), max_message_size: 10_000, credentials: None, tls: None }
 }
 
 fn routes(mailboxes: &[&str]) -> Routes {
@@ -57,14 +52,7 @@ impl Relay {
         let intake = Intake::new(routes(mailboxes), store.clone());
         let listener = Listener::new(&config, vec![listener], intake).unwrap();
         let served = tokio::spawn(listener.run(stop.clone()));
-        Self {
-            address,
-            store,
-            writer,
-            stop,
-            served,
-            _folder: folder,
-        }
+        Self { address, store, writer, stop, served, _folder: folder }
     }
 
     async fn connect(&self) -> Client<TcpStream> {
@@ -92,9 +80,7 @@ pub(super) struct Client<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     pub(super) fn new(stream: S) -> Self {
-        Self {
-            stream: BufReader::new(stream),
-        }
+        Self { stream: BufReader::new(stream) }
     }
 
     pub(super) async fn send(&mut self, bytes: &[u8]) {
@@ -105,10 +91,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     /// The next line; empty at the end of the stream.
     async fn hear_line(&mut self) -> String {
         let mut line = String::new();
-        timeout(DEADLINE, self.stream.read_line(&mut line))
-            .await
-            .expect("no reply in time")
-            .unwrap();
+        timeout(DEADLINE, self.stream.read_line(&mut line)).await.expect("no reply in time").unwrap();
         line
     }
 
@@ -151,15 +134,10 @@ async fn a_message_is_in_the_store_when_it_is_answered() {
     let relay = Relay::start(config()).await;
     let mut client = relay.greeted().await;
     let reply = client.mail(WIRE).await;
-    let id = reply
-        .strip_prefix("250 2.0.0 Ok: queued as ")
-        .unwrap_or_else(|| panic!("{reply}"))
-        .parse()
-        .unwrap();
+    let id =
+        reply.strip_prefix("250 2.0.0 Ok: queued as ").unwrap_or_else(|| panic!("{reply}")).parse().unwrap();
     let queue = relay.queue().await;
-    let [queued] = queue.as_slice() else {
-        panic!("{queue:?}")
-    };
+    let [queued] = queue.as_slice() else { panic!("{queue:?}") };
     assert_eq!(queued.id, id);
     assert_eq!(queued.mail_from, "bounce@example.com");
     assert_eq!(queued.recipients.len(), 1);
@@ -167,10 +145,7 @@ async fn a_message_is_in_the_store_when_it_is_answered() {
     assert_eq!(queued.mailbox.as_str(), "ann@example.com");
     assert_eq!(queued.rule, Rule::Address);
     assert_eq!(queued.message_id.as_deref(), Some("<1@example.com>"));
-    assert_eq!(
-        relay.store.content(id).await.unwrap().unwrap(),
-        MESSAGE.as_bytes()
-    );
+    assert_eq!(relay.store.content(id).await.unwrap().unwrap(), MESSAGE.as_bytes());
     assert!(client.ask("QUIT").await.starts_with("221 "));
     assert!(client.is_closed().await);
 }
@@ -190,24 +165,12 @@ async fn a_group_of_commands_is_answered_at_once() {
     let relay = Relay::start(config()).await;
     let mut stream = TcpStream::connect(relay.address).await.unwrap();
     let mut buffer = vec![0; 4096];
-    let read = timeout(DEADLINE, stream.read(&mut buffer))
-        .await
-        .unwrap()
-        .unwrap();
+    let read = timeout(DEADLINE, stream.read(&mut buffer)).await.unwrap().unwrap();
     assert!(buffer[..read].starts_with(b"220 "));
-    stream
-        .write_all(b"HELO me\r\nMAIL FROM:<>\r\nRCPT TO:<bob@x.test>\r\nNOOP\r\n")
-        .await
-        .unwrap();
-    let read = timeout(DEADLINE, stream.read(&mut buffer))
-        .await
-        .unwrap()
-        .unwrap();
+    stream.write_all(b"HELO me\r\nMAIL FROM:<>\r\nRCPT TO:<bob@x.test>\r\nNOOP\r\n").await.unwrap();
+    let read = timeout(DEADLINE, stream.read(&mut buffer)).await.unwrap().unwrap();
     let replies = std::str::from_utf8(&buffer[..read]).unwrap();
-    assert_eq!(
-        replies,
-        "250 outlook-relay\r\n250 2.1.0 Ok\r\n250 2.1.5 Ok\r\n250 2.0.0 Ok\r\n"
-    );
+    assert_eq!(replies, "250 outlook-relay\r\n250 2.1.0 Ok\r\n250 2.1.5 Ok\r\n250 2.0.0 Ok\r\n");
 }
 
 #[tokio::test]
@@ -224,30 +187,19 @@ async fn everything_may_come_in_one_piece_or_byte_by_byte() {
         for _ in 0..9 {
             codes.push(client.hear().await[..3].to_owned());
         }
-        assert_eq!(
-            codes,
-            ["250", "250", "354", "250", "250", "250", "354", "250", "250"]
-        );
+        assert_eq!(codes, ["250", "250", "354", "250", "250", "250", "354", "250", "250"]);
     }
     let queue = relay.queue().await;
     assert_eq!(queue.len(), 4);
     for queued in queue {
-        assert_eq!(
-            relay.store.content(queued.id).await.unwrap().unwrap(),
-            MESSAGE.as_bytes()
-        );
+        assert_eq!(relay.store.content(queued.id).await.unwrap().unwrap(), MESSAGE.as_bytes());
     }
 }
 
 #[tokio::test]
 async fn a_connection_that_ends_inside_a_message_delivers_nothing() {
     let relay = Relay::start(config()).await;
-    for wire in [
-        "",
-        "From: ann@example.com\r\n\r\nhalf",
-        "From: ann@example.com\r\n\r\nall\r\n.\r",
-        ".",
-    ] {
+    for wire in ["", "From: ann@example.com\r\n\r\nhalf", "From: ann@example.com\r\n\r\nall\r\n.\r", "."] {
         let mut client = relay.greeted().await;
         client.begin().await;
         client.send(wire.as_bytes()).await;
@@ -261,9 +213,8 @@ async fn a_connection_that_ends_inside_a_message_delivers_nothing() {
 async fn a_smuggled_message_is_refused_with_the_one_that_carries_it() {
     let relay = Relay::start(config()).await;
     let mut client = relay.greeted().await;
-    let reply = client
-        .mail("a\r\n\n.\r\nMAIL FROM:<evil@x.test>\r\nRCPT TO:<b@x.test>\r\nDATA\r\nb\r\n.\r\n")
-        .await;
+    let reply =
+        client.mail("a\r\n\n.\r\nMAIL FROM:<evil@x.test>\r\nRCPT TO:<b@x.test>\r\nDATA\r\nb\r\n.\r\n").await;
     assert!(reply.starts_with("554 5.6.0 "), "{reply}");
     assert_eq!(client.ask("NOOP").await, "250 2.0.0 Ok");
     assert_eq!(relay.queue().await.len(), 0);
@@ -276,12 +227,7 @@ async fn a_smuggled_message_is_refused_with_the_one_that_carries_it() {
 async fn a_message_over_the_limit_is_refused_and_the_next_one_taken() {
     let relay = Relay::start(config()).await;
     let mut client = relay.greeted().await;
-    assert!(
-        client
-            .ask("MAIL FROM:<> SIZE=10001")
-            .await
-            .starts_with("552 5.3.4 ")
-    );
+    assert!(client.ask("MAIL FROM:<> SIZE=10001").await.starts_with("552 5.3.4 "));
     let reply = client.mail(&format!("{}\r\n.\r\n", "a".repeat(300_000))).await;
     assert!(reply.starts_with("552 5.3.4 "), "{reply}");
     assert!(client.mail(WIRE).await.starts_with("250 "));
@@ -303,17 +249,11 @@ async fn lines_without_measure() {
 async fn without_a_mailbox_or_a_store_the_refusal_says_so() {
     let relay = Relay::with_mailboxes(config(), &[]).await;
     let reply = relay.greeted().await.mail(WIRE).await;
-    assert!(
-        reply.starts_with("554 5.3.5 ") && reply.contains("[[mailbox]]"),
-        "{reply}"
-    );
+    assert!(reply.starts_with("554 5.3.5 ") && reply.contains("[[mailbox]]"), "{reply}");
     let relay = Relay::start(config()).await;
     relay.writer.abort();
     let reply = relay.greeted().await.mail(WIRE).await;
-    assert!(
-        reply.starts_with("452 4.3.1 ") && reply.contains("send the message again"),
-        "{reply}"
-    );
+    assert!(reply.starts_with("452 4.3.1 ") && reply.contains("send the message again"), "{reply}");
     assert_eq!(relay.queue().await.len(), 0);
 }
 
@@ -321,12 +261,7 @@ async fn without_a_mailbox_or_a_store_the_refusal_says_so() {
 async fn a_message_that_makes_no_sense_is_still_taken() {
     let relay = Relay::start(config()).await;
     let mut client = relay.greeted().await;
-    for wire in [
-        ".\r\n",
-        "\r\n.\r\n",
-        "no header at all\r\n.\r\n",
-        ": :\r\n\u{e9}: b\r\n.\r\n",
-    ] {
+    for wire in [".\r\n", "\r\n.\r\n", "no header at all\r\n.\r\n", ": :\r\n\u{e9}: b\r\n.\r\n"] {
         assert!(client.mail(wire).await.starts_with("250 "), "{wire:?}");
     }
     assert_eq!(relay.queue().await.len(), 4);
@@ -390,12 +325,7 @@ async fn strangers_are_not_listened_to() {
 #[tokio::test(start_paused = true)]
 async fn a_line_that_drips_is_not_waited_for_for_ever() {
     let (mut client, server) = tokio::io::duplex(1000);
-    let offer = Offer {
-        host: HOST.to_owned(),
-        max_message_size: 1000,
-        credentials: None,
-        tls: false,
-    };
+    let offer = Offer { host: HOST.to_owned(), max_message_size: 1000, credentials: None, tls: false };
     let session = Session::new(Arc::new(offer), true);
     let dripping = tokio::spawn(async move {
         while client.write_all(b"a").await.is_ok() {
@@ -403,9 +333,7 @@ async fn a_line_that_drips_is_not_waited_for_for_ever() {
         }
     });
     let begun = Instant::now();
-    let line = Connection::new(server)
-        .line(&session, &CancellationToken::new())
-        .await;
+    let line = Connection::new(server).line(&session, &CancellationToken::new()).await;
     assert_eq!(line.unwrap_err().kind(), io::ErrorKind::TimedOut);
     assert_eq!(begun.elapsed().as_secs(), IDLE.as_secs());
     dripping.await.unwrap();
@@ -415,10 +343,7 @@ async fn a_line_that_drips_is_not_waited_for_for_ever() {
 async fn a_client_that_does_not_read_is_given_up() {
     let (_client, server) = tokio::io::duplex(10);
     let mut connection = Connection::new(server);
-    connection
-        .write(&Reply::new(250, "2.0.0", "more than ten bytes"))
-        .await
-        .unwrap();
+    connection.write(&Reply::new(250, "2.0.0", "more than ten bytes")).await.unwrap();
     let begun = Instant::now();
     assert!(connection.flush().await.is_err());
     assert_eq!(begun.elapsed().as_secs(), WRITE.as_secs());

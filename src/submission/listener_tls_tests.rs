@@ -32,38 +32,17 @@ fn tls() -> (Arc<ServerConfig>, TlsConnector) {
 #[tokio::test]
 async fn tls_and_a_password() {
     let (server, connector) = tls();
-    let credentials = Credentials {
-        user: "odoo".to_owned(),
-        password: "open sesame".to_owned().into(),
-    };
-    let relay = Relay::start(Config {
-        tls: Some(server),
-        credentials: Some(credentials),
-        ..config()
-    })
-    .await;
+    let credentials = Credentials { user: "odoo".to_owned(), password: "open sesame".to_owned().into() };
+    let relay = Relay::start(Config { tls: Some(server), credentials: Some(credentials), ..config() }).await;
     let mut client = relay.greeted().await;
     assert!(client.ask("MAIL FROM:<>").await.starts_with("530 5.7.0 "));
     assert!(client.ask("STARTTLS").await.starts_with("220 2.0.0 "));
     let name = ServerName::try_from("localhost").unwrap();
     let mut client = Client::new(connector.connect(name, client.stream.into_inner()).await.unwrap());
     let extensions = client.ask("EHLO me").await;
-    assert!(
-        !extensions.contains("STARTTLS") && extensions.contains("AUTH PLAIN LOGIN"),
-        "{extensions}"
-    );
-    assert!(
-        client
-            .ask("AUTH PLAIN AG9kb28Ad3Jvbmc=")
-            .await
-            .starts_with("535 5.7.8 ")
-    );
-    assert!(
-        client
-            .ask("AUTH PLAIN AG9kb28Ab3BlbiBzZXNhbWU=")
-            .await
-            .starts_with("235 2.7.0 ")
-    );
+    assert!(!extensions.contains("STARTTLS") && extensions.contains("AUTH PLAIN LOGIN"), "{extensions}");
+    assert!(client.ask("AUTH PLAIN AG9kb28Ad3Jvbmc=").await.starts_with("535 5.7.8 "));
+    assert!(client.ask("AUTH PLAIN AG9kb28Ab3BlbiBzZXNhbWU=").await.starts_with("235 2.7.0 "));
     assert!(client.mail(WIRE).await.starts_with("250 2.0.0 "));
     assert!(client.ask("QUIT").await.starts_with("221 "));
     assert_eq!(relay.queue().await.len(), 1);
@@ -71,11 +50,7 @@ async fn tls_and_a_password() {
 
 #[tokio::test]
 async fn commands_in_clear_behind_starttls_are_refused() {
-    let relay = Relay::start(Config {
-        tls: Some(tls().0),
-        ..config()
-    })
-    .await;
+    let relay = Relay::start(Config { tls: Some(tls().0), ..config() }).await;
     let mut client = relay.greeted().await;
     client.send(b"STARTTLS\r\nMAIL FROM:<evil@x.test>\r\n").await;
     assert!(client.hear().await.starts_with("421 4.7.0 "));

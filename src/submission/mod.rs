@@ -100,16 +100,10 @@ fn credentials(section: &mut Section<'_>) -> Option<Credentials> {
             section.mistake("user", "is empty: leave it out, or name a user")
         }
         (Some(_), false) => section.mistake("user", "needs password_file, the file that holds the password"),
-        (None, true) => section.mistake(
-            "password_file",
-            "needs user, the name that goes with the password",
-        ),
+        (None, true) => section.mistake("password_file", "needs user, the name that goes with the password"),
         _ => {}
     }
-    Some(Credentials {
-        user: user?,
-        password: password?,
-    })
+    Some(Credentials { user: user?, password: password? })
 }
 
 fn tls(section: &mut Section<'_>) -> Option<Arc<ServerConfig>> {
@@ -117,15 +111,9 @@ fn tls(section: &mut Section<'_>) -> Option<Arc<ServerConfig>> {
     let certificate = section.path_of("tls_certificate");
     let key = section.path_of("tls_key");
     if has_certificate != has_key {
-        let (given, missing) = if has_key {
-            ("tls_key", "tls_certificate")
-        } else {
-            ("tls_certificate", "tls_key")
-        };
-        section.mistake(
-            given,
-            format!("needs {missing} as well: STARTTLS takes both, as PEM files"),
-        );
+        let (given, missing) =
+            if has_key { ("tls_key", "tls_certificate") } else { ("tls_certificate", "tls_key") };
+        section.mistake(given, format!("needs {missing} as well: STARTTLS takes both, as PEM files"));
     }
     match server_tls(&certificate?, &key?) {
         Ok(tls) => Some(tls),
@@ -141,20 +129,10 @@ fn server_tls(certificate: &Path, key: &Path) -> Result<Arc<ServerConfig>, (&'st
     let certificates = crate::tls::certificates(certificate)
         .map_err(|error| ("tls_certificate", format!("names {}", chain(&error))))?;
     let private = PrivateKeyDer::from_pem_file(key).map_err(|error| {
-        (
-            "tls_key",
-            format!(
-                "names {}, which cannot be read as a PEM private key: {error}",
-                key.display()
-            ),
-        )
+        ("tls_key", format!("names {}, which cannot be read as a PEM private key: {error}", key.display()))
     })?;
-    let refused = |error: rustls::Error| {
-        (
-            "tls_certificate",
-            format!("and tls_key cannot be used together: {error}"),
-        )
-    };
+    let refused =
+        |error: rustls::Error| ("tls_certificate", format!("and tls_key cannot be used together: {error}"));
     ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(refused)?

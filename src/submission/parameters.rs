@@ -28,11 +28,7 @@ pub fn of_mail(parameters: &str, limit: u64) -> Result<bool, Reply> {
             // Who is said to have submitted the message first (RFC 4954 section 5): nobody is trusted with it.
             ("AUTH", Some(_)) => {}
             ("SIZE" | "BODY" | "SMTPUTF8" | "AUTH", _) => {
-                return Err(Reply::new(
-                    501,
-                    "5.5.4",
-                    format!("The value of {keyword} is wrong"),
-                ));
+                return Err(Reply::new(501, "5.5.4", format!("The value of {keyword} is wrong")));
             }
             _ => return Err(unknown(&keyword)),
         }
@@ -49,21 +45,14 @@ pub fn of_mail(parameters: &str, limit: u64) -> Result<bool, Reply> {
 /// # Errors
 /// The refusal.
 pub fn of_rcpt(parameters: &str) -> Result<(), Reply> {
-    split(parameters)
-        .next()
-        .map_or(Ok(()), |(keyword, _)| Err(unknown(keyword)))
+    split(parameters).next().map_or(Ok(()), |(keyword, _)| Err(unknown(keyword)))
 }
 
 /// Keyword and value of each parameter.
 fn split(parameters: &str) -> impl Iterator<Item = (&str, Option<&str>)> {
-    parameters
-        .split(' ')
-        .filter(|parameter| !parameter.is_empty())
-        .map(|parameter| {
-            parameter
-                .split_once('=')
-                .map_or((parameter, None), |(keyword, value)| (keyword, Some(value)))
-        })
+    parameters.split(' ').filter(|parameter| !parameter.is_empty()).map(|parameter| {
+        parameter.split_once('=').map_or((parameter, None), |(keyword, value)| (keyword, Some(value)))
+    })
 }
 
 fn unknown(keyword: &str) -> Reply {
@@ -79,12 +68,7 @@ mod tests {
         let parameters: Vec<_> = split("  SIZE=7 SMTPUTF8  BODY=8BITMIME X=a=b ").collect();
         assert_eq!(
             parameters,
-            [
-                ("SIZE", Some("7")),
-                ("SMTPUTF8", None),
-                ("BODY", Some("8BITMIME")),
-                ("X", Some("a=b"))
-            ]
+            [("SIZE", Some("7")), ("SMTPUTF8", None), ("BODY", Some("8BITMIME")), ("X", Some("a=b"))]
         );
         assert_eq!(split("").count(), 0);
     }

@@ -20,33 +20,18 @@ impl Reply {
     /// A reply with an enhanced status code. A long text is folded into several lines; other characters than printable
     /// ASCII become `?`, so that no text can forge a reply of its own.
     pub fn new<'a>(code: u16, enhanced: &'static str, text: impl Into<Cow<'a, str>>) -> Self {
-        Self {
-            code,
-            enhanced: Some(enhanced),
-            lines: fold(&text.into()),
-        }
+        Self { code, enhanced: Some(enhanced), lines: fold(&text.into()) }
     }
 
     /// A reply that carries no enhanced status code: the greeting, HELO, and the 3xx replies (RFC 2034 section 4).
     pub fn plain<'a>(code: u16, text: impl Into<Cow<'a, str>>) -> Self {
-        Self {
-            code,
-            enhanced: None,
-            lines: fold(&text.into()),
-        }
+        Self { code, enhanced: None, lines: fold(&text.into()) }
     }
 
     /// The reply to EHLO: the server's name and a line per extension.
     pub fn extensions(host: &str, extensions: &[String]) -> Self {
-        let lines = std::iter::once(host)
-            .chain(extensions.iter().map(String::as_str))
-            .map(clean)
-            .collect();
-        Self {
-            code: 250,
-            enhanced: None,
-            lines,
-        }
+        let lines = std::iter::once(host).chain(extensions.iter().map(String::as_str)).map(clean).collect();
+        Self { code: 250, enhanced: None, lines }
     }
 
     /// The three-digit code.
@@ -91,9 +76,7 @@ impl fmt::Display for Reply {
 }
 
 fn clean(text: &str) -> String {
-    text.chars()
-        .map(|c| if matches!(c, ' '..='~') { c } else { '?' })
-        .collect()
+    text.chars().map(|c| if matches!(c, ' '..='~') { c } else { '?' }).collect()
 }
 
 /// Breaks a text at spaces into lines that keep to the limit. There is always at least one line.
@@ -101,9 +84,7 @@ fn fold(text: &str) -> Vec<String> {
     let mut lines = Vec::new();
     let text = clean(text);
     let mut rest = text.as_str();
-    while let Some((head, tail)) = rest
-        .split_at_checked(LINE - OVERHEAD)
-        .filter(|(_, tail)| !tail.is_empty())
+    while let Some((head, tail)) = rest.split_at_checked(LINE - OVERHEAD).filter(|(_, tail)| !tail.is_empty())
     {
         let (line, next) = match head.rfind(' ').and_then(|space| rest.split_at_checked(space)) {
             Some((line, next)) if !line.is_empty() => (line, next.trim_start_matches(' ')),
@@ -133,19 +114,13 @@ mod tests {
         assert_eq!(wire(&Reply::new(250, "2.0.0", "Ok")), "250 2.0.0 Ok\r\n");
         assert_eq!(wire(&Reply::plain(334, "")), "334 \r\n");
         let extensions = ["PIPELINING".to_owned(), "SIZE 7".to_owned()];
-        assert_eq!(
-            wire(&Reply::extensions("h", &extensions)),
-            "250-h\r\n250-PIPELINING\r\n250 SIZE 7\r\n"
-        );
+        assert_eq!(wire(&Reply::extensions("h", &extensions)), "250-h\r\n250-PIPELINING\r\n250 SIZE 7\r\n");
         assert_eq!(wire(&Reply::extensions("h", &[])), "250 h\r\n");
     }
 
     #[test]
     fn a_text_cannot_forge_a_reply() {
-        assert_eq!(
-            wire(&Reply::new(550, "5.0.0", "no\r\n250 yes \u{e9}")),
-            "550 5.0.0 no??250 yes ?\r\n"
-        );
+        assert_eq!(wire(&Reply::new(550, "5.0.0", "no\r\n250 yes \u{e9}")), "550 5.0.0 no??250 yes ?\r\n");
     }
 
     #[test]
@@ -155,10 +130,7 @@ mod tests {
         assert_eq!(text.lines().count(), 3);
         assert!(text.starts_with("550-5.0.0 word word"));
         assert!(text.lines().all(|line| line.ends_with("word")));
-        assert_eq!(
-            reply.to_string(),
-            format!("550 5.0.0 {}", "word ".repeat(200).trim_end())
-        );
+        assert_eq!(reply.to_string(), format!("550 5.0.0 {}", "word ".repeat(200).trim_end()));
     }
 
     proptest! {

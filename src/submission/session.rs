@@ -101,19 +101,12 @@ impl Session {
 
     /// The longest line to read now, in octets with its CRLF.
     pub fn line_limit(&self) -> usize {
-        if self.exchange.is_some() {
-            AUTH_LINE
-        } else {
-            COMMAND_LINE
-        }
+        if self.exchange.is_some() { AUTH_LINE } else { COMMAND_LINE }
     }
 
     /// TLS has begun: everything said before is forgotten (RFC 3207 section 4.2).
     pub fn encrypted(&mut self) {
-        *self = Self {
-            encrypted: true,
-            ..Self::new(Arc::clone(&self.offer), self.local)
-        };
+        *self = Self { encrypted: true, ..Self::new(Arc::clone(&self.offer), self.local) };
     }
 
     /// Takes a line, without its CRLF.
@@ -129,11 +122,7 @@ impl Session {
     pub fn long_line(&mut self) -> Action {
         let limit = self.line_limit();
         self.exchange = None;
-        self.count(Action::Reply(Reply::new(
-            500,
-            "5.5.2",
-            format!("The line is longer than {limit} bytes"),
-        )))
+        self.count(Action::Reply(Reply::new(500, "5.5.2", format!("The line is longer than {limit} bytes"))))
     }
 
     /// Takes note of a line that ends in a bare LF. What follows may be a command that somebody smuggled into an
@@ -151,9 +140,7 @@ impl Session {
     fn count(&mut self, action: Action) -> Action {
         let reply = action.reply();
         let fault = reply.code() >= 500
-            && reply
-                .enhanced()
-                .is_some_and(|code| code.starts_with("5.5.") || code.starts_with("5.7."));
+            && reply.enhanced().is_some_and(|code| code.starts_with("5.5.") || code.starts_with("5.7."));
         if !fault {
             return action;
         }
@@ -192,11 +179,9 @@ impl Session {
             "NOOP" => Reply::new(250, "2.0.0", "Ok"),
             "QUIT" if argument.is_empty() => return Action::Close(Reply::new(221, "2.0.0", "Bye")),
             "VRFY" if argument.is_empty() => syntax("VRFY address"),
-            "VRFY" => Reply::new(
-                252,
-                "2.0.0",
-                "Addresses are not verified here; send, and a failure is reported",
-            ),
+            "VRFY" => {
+                Reply::new(252, "2.0.0", "Addresses are not verified here; send, and a failure is reported")
+            }
             "EXPN" => Reply::new(502, "5.5.1", "There are no mailing lists here"),
             "HELP" => Reply::new(
                 214,
@@ -213,25 +198,15 @@ impl Session {
 
     fn hello(&mut self, client: &str, extended: bool) -> Reply {
         if client.is_empty() {
-            return syntax(if extended {
-                "EHLO client.example.com"
-            } else {
-                "HELO client.example.com"
-            });
+            return syntax(if extended { "EHLO client.example.com" } else { "HELO client.example.com" });
         }
         self.greeted = true;
         self.transaction = None;
-        Reply::extensions(
-            &self.offer.host,
-            &if extended { self.extensions() } else { Vec::new() },
-        )
+        Reply::extensions(&self.offer.host, &if extended { self.extensions() } else { Vec::new() })
     }
 
     fn extensions(&self) -> Vec<String> {
-        let mut extensions = vec![
-            "PIPELINING".to_owned(),
-            format!("SIZE {}", self.offer.max_message_size),
-        ];
+        let mut extensions = vec!["PIPELINING".to_owned(), format!("SIZE {}", self.offer.max_message_size)];
         extensions.extend(["8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES"].map(str::to_owned));
         if self.offer.tls && !self.encrypted {
             extensions.push("STARTTLS".to_owned());
@@ -280,11 +255,8 @@ impl Session {
             return no_smtputf8();
         }
         self.faults = 0;
-        self.transaction = Some(Envelope {
-            mail_from: path.address.to_owned(),
-            recipients: Vec::new(),
-            smtputf8,
-        });
+        self.transaction =
+            Some(Envelope { mail_from: path.address.to_owned(), recipients: Vec::new(), smtputf8 });
         Reply::new(250, "2.1.0", "Ok")
     }
 
@@ -357,11 +329,7 @@ impl Session {
             return wrong_order("Not within a message");
         }
         if !self.private() {
-            return Reply::new(
-                538,
-                "5.7.11",
-                "A password is only taken over TLS: send STARTTLS first",
-            );
+            return Reply::new(538, "5.7.11", "A password is only taken over TLS: send STARTTLS first");
         }
         if argument.is_empty() {
             return syntax("AUTH PLAIN, or AUTH LOGIN");
@@ -423,11 +391,7 @@ fn no_argument() -> Reply {
 }
 
 fn unreadable() -> Reply {
-    Reply::new(
-        500,
-        "5.5.2",
-        "The line holds control characters, or bytes that are not UTF-8",
-    )
+    Reply::new(500, "5.5.2", "The line holds control characters, or bytes that are not UTF-8")
 }
 
 fn no_smtputf8() -> Reply {

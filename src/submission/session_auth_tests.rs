@@ -45,10 +45,7 @@ fn authentication_exchanges() {
     let right = base64("\0odoo\0open sesame");
     let table: &[(&[&str], &[&str])] = &[
         (&[&format!("AUTH PLAIN {right}")], &["235 2.7.0"]),
-        (
-            &[&format!("AUTH PLAIN {}", base64("odoo\0odoo\0open sesame"))],
-            &["235 2.7.0"],
-        ),
+        (&[&format!("AUTH PLAIN {}", base64("odoo\0odoo\0open sesame"))], &["235 2.7.0"]),
         (&["AUTH PLAIN", &right], &["334", "235 2.7.0"]),
         (
             &["AUTH LOGIN", &base64("odoo"), &base64("open sesame")],
@@ -58,30 +55,15 @@ fn authentication_exchanges() {
             &[&format!("auth login {}", base64("odoo")), &base64("open sesame")],
             &["334 UGFzc3dvcmQ6", "235 2.7.0"],
         ),
-        (
-            &[&format!("AUTH PLAIN {}", base64("\0odoo\0wrong"))],
-            &["535 5.7.8"],
-        ),
-        (
-            &[&format!("AUTH PLAIN {}", base64("\0wrong\0open sesame"))],
-            &["535 5.7.8"],
-        ),
-        (
-            &[&format!("AUTH PLAIN {}", base64("other\0odoo\0open sesame"))],
-            &["535 5.7.8"],
-        ),
+        (&[&format!("AUTH PLAIN {}", base64("\0odoo\0wrong"))], &["535 5.7.8"]),
+        (&[&format!("AUTH PLAIN {}", base64("\0wrong\0open sesame"))], &["535 5.7.8"]),
+        (&[&format!("AUTH PLAIN {}", base64("other\0odoo\0open sesame"))], &["535 5.7.8"]),
         (&[&format!("AUTH PLAIN {}", base64("\0\0"))], &["535 5.7.8"]),
-        (
-            &["AUTH LOGIN", &base64("odoo"), &base64("wrong")],
-            &["334", "334", "535 5.7.8"],
-        ),
+        (&["AUTH LOGIN", &base64("odoo"), &base64("wrong")], &["334", "334", "535 5.7.8"]),
         (&["AUTH LOGIN =", ""], &["334 UGFzc3dvcmQ6", "535 5.7.8"]),
         (&["AUTH PLAIN ="], &["501 5.5.2"]),
         (&[&format!("AUTH PLAIN {}", base64("odoo"))], &["501 5.5.2"]),
-        (
-            &[&format!("AUTH PLAIN {}", base64("\0odoo\0open sesame\0"))],
-            &["501 5.5.2"],
-        ),
+        (&[&format!("AUTH PLAIN {}", base64("\0odoo\0open sesame\0"))], &["501 5.5.2"]),
         (&["AUTH PLAIN !!!"], &["501 5.5.2"]),
         (&["AUTH PLAIN", "*"], &["334", "501 5.7.0"]),
         (&["AUTH LOGIN", "*", "NOOP"], &["334", "501 5.7.0", "250"]),
@@ -143,16 +125,7 @@ fn tls_forgets_what_was_said_before() {
          S: 235 2.7.0 …
          C: MAIL FROM:<>
          S: 250 2.1.0 Ok";
-    play(
-        Session::new(
-            Arc::new(Offer {
-                tls: true,
-                ..with_user()
-            }),
-            false,
-        ),
-        dialogue,
-    );
+    play(Session::new(Arc::new(Offer { tls: true, ..with_user() }), false), dialogue);
 }
 
 #[test]

@@ -3,23 +3,12 @@ use proptest::prelude::*;
 use super::*;
 
 pub(super) fn offer() -> Offer {
-    Offer {
-        host: "relay".to_owned(),
-        max_message_size: 1000,
-        credentials: None,
-        tls: false,
-    }
+    Offer { host: "relay".to_owned(), max_message_size: 1000, credentials: None, tls: false }
 }
 
 pub(super) fn with_user() -> Offer {
-    let credentials = Credentials {
-        user: "odoo".to_owned(),
-        password: "open sesame".to_owned().into(),
-    };
-    Offer {
-        credentials: Some(credentials),
-        ..offer()
-    }
+    let credentials = Credentials { user: "odoo".to_owned(), password: "open sesame".to_owned().into() };
+    Offer { credentials: Some(credentials), ..offer() }
 }
 
 pub(super) fn local(offer: Offer) -> Session {
@@ -30,25 +19,13 @@ pub(super) fn local(offer: Offer) -> Session {
 /// either whole or, where they end in `…`, by their beginning. `***` stands for what the server does besides answering.
 pub(super) fn play(mut session: Session, dialogue: &str) {
     let mut heard: Vec<String> = Vec::new();
-    for (number, line) in dialogue
-        .lines()
-        .map(str::trim)
-        .enumerate()
-        .filter(|(_, line)| !line.is_empty())
-    {
+    for (number, line) in dialogue.lines().map(str::trim).enumerate().filter(|(_, line)| !line.is_empty()) {
         if let Some(said) = line.strip_prefix("C:") {
-            assert!(
-                heard.is_empty(),
-                "before line {number} {line:?} the server also said {heard:?}"
-            );
+            assert!(heard.is_empty(), "before line {number} {line:?} the server also said {heard:?}");
             let action = session.line(said.strip_prefix(' ').unwrap_or(said).as_bytes());
             let mut out = Vec::new();
             action.reply().write(&mut out);
-            heard = String::from_utf8(out)
-                .unwrap()
-                .lines()
-                .map(|line| format!("S: {line}"))
-                .collect();
+            heard = String::from_utf8(out).unwrap().lines().map(|line| format!("S: {line}")).collect();
             match action {
                 Action::Reply(_) => {}
                 Action::ReadData(_, envelope) => {
@@ -66,14 +43,9 @@ pub(super) fn play(mut session: Session, dialogue: &str) {
                 Action::Close(_) => heard.push("*** close".to_owned()),
             }
         } else {
-            assert!(
-                !heard.is_empty(),
-                "at line {number} {line:?} the server said nothing more"
-            );
+            assert!(!heard.is_empty(), "at line {number} {line:?} the server said nothing more");
             let said = heard.remove(0);
-            let right = line
-                .strip_suffix('…')
-                .map_or(said == line, |start| said.starts_with(start));
+            let right = line.strip_suffix('…').map_or(said == line, |start| said.starts_with(start));
             assert!(right, "at line {number}: expected {line:?}, got {said:?}");
         }
     }
@@ -209,10 +181,7 @@ fn senders() {
         ("<söze@x.test> SMTPUTF8 BODY=8BITMIME", "250 2.1.0 Ok"),
         ("<söze@x.test>", "553 5.6.7 "),
         ("<a@exämple.test>", "553 5.6.7 "),
-        (
-            "<a@x.test> SIZE=1001",
-            "552 5.3.4 The message is larger than 1000 bytes",
-        ),
+        ("<a@x.test> SIZE=1001", "552 5.3.4 The message is larger than 1000 bytes"),
         ("<a@x.test> SIZE=99999999999999999999999", "552 5.3.4 "),
         ("<a@x.test> SIZE=", "501 5.5.4 "),
         ("<a@x.test> SIZE=+1", "501 5.5.4 "),
@@ -230,16 +199,9 @@ fn senders() {
     for (sender, expected) in table {
         let mut session = local(offer());
         session.line(b"EHLO me");
-        let reply = session
-            .line(format!("MAIL FROM:{sender}").as_bytes())
-            .reply()
-            .to_string();
+        let reply = session.line(format!("MAIL FROM:{sender}").as_bytes()).reply().to_string();
         assert!(reply.starts_with(expected), "{sender:?} got {reply:?}");
-        assert_eq!(
-            session.in_transaction(),
-            expected.starts_with("250"),
-            "{sender:?}"
-        );
+        assert_eq!(session.in_transaction(), expected.starts_with("250"), "{sender:?}");
     }
 }
 
@@ -263,19 +225,13 @@ fn recipients() {
         let mut session = local(offer());
         session.line(b"EHLO me");
         session.line(b"MAIL FROM:<>");
-        let reply = session
-            .line(format!("RCPT {recipient}").as_bytes())
-            .reply()
-            .to_string();
+        let reply = session.line(format!("RCPT {recipient}").as_bytes()).reply().to_string();
         assert!(reply.starts_with(expected), "{recipient:?} got {reply:?}");
     }
     let mut session = local(offer());
     session.line(b"EHLO me");
     session.line(b"MAIL FROM:<> SMTPUTF8");
-    assert_eq!(
-        session.line("RCPT TO:<söze@x.test>".as_bytes()).reply().code(),
-        250
-    );
+    assert_eq!(session.line("RCPT TO:<söze@x.test>".as_bytes()).reply().code(), 250);
 }
 
 #[test]
@@ -284,24 +240,10 @@ fn the_thousandth_recipient_is_the_last() {
     session.line(b"EHLO me");
     session.line(b"MAIL FROM:<>");
     for number in 0..1000 {
-        assert_eq!(
-            session
-                .line(format!("RCPT TO:<b{number}@x.test>").as_bytes())
-                .reply()
-                .code(),
-            250
-        );
+        assert_eq!(session.line(format!("RCPT TO:<b{number}@x.test>").as_bytes()).reply().code(), 250);
     }
-    assert!(
-        session
-            .line(b"RCPT TO:<b@x.test>")
-            .reply()
-            .to_string()
-            .starts_with("452 4.5.3 ")
-    );
-    let Action::ReadData(_, envelope) = session.line(b"DATA") else {
-        panic!("no message")
-    };
+    assert!(session.line(b"RCPT TO:<b@x.test>").reply().to_string().starts_with("452 4.5.3 "));
+    let Action::ReadData(_, envelope) = session.line(b"DATA") else { panic!("no message") };
     assert_eq!(envelope.recipients.len(), 1000);
 }
 
@@ -329,11 +271,7 @@ fn bytes_that_no_command_holds() {
 fn long_and_badly_ended_lines() {
     let mut session = local(offer());
     assert!(
-        session
-            .long_line()
-            .reply()
-            .to_string()
-            .starts_with("500 5.5.2 The line is longer than 2048 bytes")
+        session.long_line().reply().to_string().starts_with("500 5.5.2 The line is longer than 2048 bytes")
     );
     assert!(matches!(session.bare_line_feed(), Action::Close(reply) if reply.code() == 500));
 }
@@ -359,10 +297,7 @@ fn refused_addresses_never_close_the_connection_and_a_good_sender_clears_the_fau
         session.line(b"RSET");
     }
     for _ in 0..30 {
-        assert_eq!(
-            session.line(b"MAIL FROM:<a@x.test> SIZE=1001").reply().code(),
-            552
-        );
+        assert_eq!(session.line(b"MAIL FROM:<a@x.test> SIZE=1001").reply().code(), 552);
         assert_eq!(session.line(b"MAIL FROM:<bad>").reply().code(), 501);
     }
 }

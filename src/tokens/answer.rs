@@ -50,9 +50,7 @@ impl TokenResponse for TokenAnswer {
     }
 
     fn refresh_token(&self) -> Option<&RefreshToken> {
-        self.refresh_token
-            .as_ref()
-            .filter(|token| !token.secret().is_empty())
+        self.refresh_token.as_ref().filter(|token| !token.secret().is_empty())
     }
 
     fn scopes(&self) -> Option<&Vec<Scope>> {
@@ -104,21 +102,12 @@ impl From<Value> for ErrorAnswer {
             .take(20)
             .collect();
         codes.extend(code_in(&description).filter(|code| !codes.contains(code)));
-        let ids = [
-            ("Trace ID", text("trace_id")),
-            ("Correlation ID", text("correlation_id")),
-        ]
-        .into_iter()
-        .filter(|(_, id)| !id.is_empty() && !description.contains(id.as_str()))
-        .collect();
+        let ids = [("Trace ID", text("trace_id")), ("Correlation ID", text("correlation_id"))]
+            .into_iter()
+            .filter(|(_, id)| !id.is_empty() && !description.contains(id.as_str()))
+            .collect();
         let error: String = text("error").chars().take(64).collect();
-        Self {
-            error,
-            description,
-            suberror: text("suberror"),
-            codes,
-            ids,
-        }
+        Self { error, description, suberror: text("suberror"), codes, ids }
     }
 }
 
@@ -165,9 +154,7 @@ impl fmt::Display for ErrorAnswer {
         if !self.suberror.is_empty() {
             write!(f, " suberror: {}", self.suberror)?;
         }
-        self.ids
-            .iter()
-            .try_for_each(|(name, id)| write!(f, " {name}: {id}"))
+        self.ids.iter().try_for_each(|(name, id)| write!(f, " {name}: {id}"))
     }
 }
 
@@ -193,10 +180,7 @@ mod tests {
             "suberror": "token_expired",
         }));
         let failure = answer.verdict("john@example.com").failure;
-        assert_eq!(
-            (failure.class, failure.code.as_str()),
-            (Class::Consent, "AADSTS700082")
-        );
+        assert_eq!((failure.class, failure.code.as_str()), (Class::Consent, "AADSTS700082"));
         assert_eq!(
             failure.reply,
             "AADSTS700082: The refresh token has expired due to inactivity. Trace ID: t-1 Correlation ID: c-1 \
@@ -235,17 +219,11 @@ mod tests {
     #[test]
     fn an_access_token_is_visible_ascii() {
         for bad in ["", "a b", "a\u{1}", "ä", "a\r\n"] {
-            assert!(
-                serde_json::from_value::<TokenAnswer>(json!({"access_token": bad})).is_err(),
-                "{bad:?}"
-            );
+            assert!(serde_json::from_value::<TokenAnswer>(json!({"access_token": bad})).is_err(), "{bad:?}");
         }
         let answer: TokenAnswer =
             serde_json::from_value(json!({"access_token": "a.b-c", "refresh_token": ""})).unwrap();
-        assert!(
-            answer.refresh_token().is_none(),
-            "an empty one must not replace the one before"
-        );
+        assert!(answer.refresh_token().is_none(), "an empty one must not replace the one before");
         assert_eq!(answer.lifetime(), Duration::from_secs(3600));
         assert!(!format!("{answer:?}").contains("a.b-c"));
         assert_eq!(serde_json::to_value(&answer).unwrap(), Value::Null);

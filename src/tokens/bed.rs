@@ -20,16 +20,9 @@ pub(super) fn mailbox(
     endpoint: &Endpoint,
     change: impl Fn(&mut microsoft::Config),
 ) -> Arc<Mailbox> {
-    let text = format!(
-        "client_id = 'app'\ntenant = 'contoso.com'\nauthority = 'http://{}'\n",
-        endpoint.address
-    );
-    let parsed = section::parse(
-        &text,
-        Path::new("/nonexistent"),
-        None,
-        microsoft::Config::read_root,
-    );
+    let text =
+        format!("client_id = 'app'\ntenant = 'contoso.com'\nauthority = 'http://{}'\n", endpoint.address);
+    let parsed = section::parse(&text, Path::new("/nonexistent"), None, microsoft::Config::read_root);
     let (mut microsoft, mistakes) = (parsed.value, parsed.mistakes);
     assert!(mistakes.is_empty(), "{mistakes:?}");
     change(&mut microsoft);
@@ -62,9 +55,7 @@ pub(super) fn http() -> reqwest::Client {
 
 /// A store with john's refresh token, whose writer runs only when the test says so.
 pub(super) async fn store(folder: &Path, token: Option<StoredToken>) -> (Store, Writer) {
-    let config = store::Config {
-        path: folder.join("relay.db"),
-    };
+    let config = store::Config { path: folder.join("relay.db") };
     let (first, writer) = Store::open(&config).await.unwrap();
     let writer = tokio::spawn(writer.run());
     if let Some(token) = token {
@@ -111,15 +102,7 @@ impl Bed {
         let soft = CancellationToken::new();
         let [keeper] = keepers.try_into().unwrap_or_else(|_| panic!("one keeper"));
         let keeper = tokio::spawn(keeper.run(soft.clone()));
-        let bed = Self {
-            endpoint,
-            store,
-            tokens,
-            mailbox,
-            soft,
-            keeper,
-            folder,
-        };
+        let bed = Self { endpoint, store, tokens, mailbox, soft, keeper, folder };
         (bed, writer)
     }
 

@@ -69,12 +69,8 @@ pub fn http_client(tls: &ClientConfig) -> Result<reqwest::Client, reqwest::Error
 pub fn client(config: &Config) -> Result<Client, Failure> {
     let endpoint = config.token_endpoint();
     let url = TokenUrl::new(endpoint.clone()).map_err(|_| {
-        Failure::new(
-            Class::Administrator,
-            "configuration",
-            format!("{endpoint} is no URL"),
-        )
-        .advise("check authority and tenant in the configuration")
+        Failure::new(Class::Administrator, "configuration", format!("{endpoint} is no URL"))
+            .advise("check authority and tenant in the configuration")
     })?;
     let client = oauth2::Client::new(ClientId::new(config.client_id.clone()))
         .set_auth_type(AuthType::RequestBody)
@@ -172,11 +168,7 @@ impl HttpError {
                 Failure::new(Class::Transient, code, words).advise(advice).into()
             }
             Self::TooLong => Failure::new(Class::Transient, "answer", words).into(),
-            Self::Status {
-                status,
-                retry_after,
-                answer,
-            } => {
+            Self::Status { status, retry_after, answer } => {
                 // An overloaded or broken endpoint's reasons are not believed: it passes. Its words are kept.
                 let mut failure = if answer.error.is_empty() {
                     let advice = "if it lasts, check authority and tenant in the configuration, and any proxy \
@@ -184,11 +176,7 @@ impl HttpError {
                     Failure::new(Class::Transient, format!("HTTP {}", status.as_u16()), words).advise(advice)
                 } else {
                     let judged = answer.without(secrets).verdict(mailbox).failure;
-                    Failure {
-                        class: Class::Transient,
-                        advice: String::new(),
-                        ..judged
-                    }
+                    Failure { class: Class::Transient, advice: String::new(), ..judged }
                 };
                 failure.retry_after = retry_after.max(failure.retry_after);
                 failure.into()
@@ -233,11 +221,7 @@ async fn send(http: &reqwest::Client, request: HttpRequest) -> Result<HttpRespon
     let refuses =
         status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS && !error.error.is_empty();
     if status != StatusCode::OK && !refuses {
-        return Err(HttpError::Status {
-            status,
-            retry_after,
-            answer: error,
-        });
+        return Err(HttpError::Status { status, retry_after, answer: error });
     }
     let mut response = Response::new(body);
     *response.status_mut() = status;
@@ -273,11 +257,7 @@ mod tests {
             ("soon", None),
         ];
         for (value, seconds) in cases {
-            assert_eq!(
-                retry_after(value, now),
-                seconds.map(Duration::from_secs),
-                "{value}"
-            );
+            assert_eq!(retry_after(value, now), seconds.map(Duration::from_secs), "{value}");
         }
     }
 }

@@ -11,10 +11,8 @@ async fn a_refresh_token_grant_sends_what_microsoft_wants() {
     let bed = Bed::start(Some(stored("refresh-0-secret", CONSENT)), []).await;
     bed.token().await.unwrap();
     let form = bed.endpoint.requests().remove(0);
-    let sent: HashSet<(&str, &str)> = form
-        .iter()
-        .map(|(name, value)| (name.as_str(), value.as_str()))
-        .collect();
+    let sent: HashSet<(&str, &str)> =
+        form.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     let expected = [
         ("grant_type", "refresh_token"),
         ("refresh_token", "refresh-0-secret"),
@@ -49,51 +47,16 @@ async fn every_strange_answer_is_transient_and_says_what_was_seen() {
     let long = "x".repeat(200_000);
     let cases = [
         (Answer::Cut, "network", "cannot be reached", 0),
-        (
-            Answer::Http(302, "location: http://127.0.0.1:1/\r\n", String::new()),
-            "HTTP 302",
-            "302",
-            0,
-        ),
-        (
-            Answer::Http(429, "retry-after: 77\r\n", String::new()),
-            "HTTP 429",
-            "429",
-            77,
-        ),
+        (Answer::Http(302, "location: http://127.0.0.1:1/\r\n", String::new()), "HTTP 302", "302", 0),
+        (Answer::Http(429, "retry-after: 77\r\n", String::new()), "HTTP 429", "429", 77),
         (Answer::Http(404, "", "<html>".to_owned()), "HTTP 404", "404", 0),
         (Answer::Http(400, json, "[]".to_owned()), "HTTP 400", "400", 0),
-        (
-            Answer::error(503, "invalid_client", 7_000_222),
-            "AADSTS7000222",
-            "Words",
-            0,
-        ),
-        (
-            Answer::error(400, "temporarily_unavailable", 1),
-            "AADSTS1",
-            "Words",
-            0,
-        ),
-        (
-            Answer::error(400, "invalid_grant", 50_196),
-            "AADSTS50196",
-            "Words",
-            300,
-        ),
+        (Answer::error(503, "invalid_client", 7_000_222), "AADSTS7000222", "Words", 0),
+        (Answer::error(400, "temporarily_unavailable", 1), "AADSTS1", "Words", 0),
+        (Answer::error(400, "invalid_grant", 50_196), "AADSTS50196", "Words", 300),
         (Answer::Http(200, json, long), "answer", "65536 bytes", 0),
-        (
-            Answer::Http(200, json, "{\"access_token\":7}".to_owned()),
-            "answer",
-            "access_token",
-            0,
-        ),
-        (
-            Answer::Http(200, "content-type: text/html\r\n", "<html>".to_owned()),
-            "answer",
-            "text/html",
-            0,
-        ),
+        (Answer::Http(200, json, "{\"access_token\":7}".to_owned()), "answer", "access_token", 0),
+        (Answer::Http(200, "content-type: text/html\r\n", "<html>".to_owned()), "answer", "text/html", 0),
     ];
     let endpoint = Endpoint::start().await;
     let mailbox = mailbox("john@contoso.com", &endpoint, |_| ());
@@ -104,17 +67,9 @@ async fn every_strange_answer_is_transient_and_says_what_was_seen() {
         let config = &mailbox.config.microsoft;
         let verdict = endpoint::request(config, Some(&refresh_token), &http, "john@contoso.com").await;
         let failure = verdict.unwrap_err().failure;
-        assert_eq!(
-            (failure.class, failure.code.as_str()),
-            (Class::Transient, code),
-            "{failure}"
-        );
+        assert_eq!((failure.class, failure.code.as_str()), (Class::Transient, code), "{failure}");
         assert!(failure.reply.contains(words), "{failure}");
-        assert_eq!(
-            failure.retry_after.unwrap_or_default().as_secs(),
-            wait,
-            "{failure}"
-        );
+        assert_eq!(failure.retry_after.unwrap_or_default().as_secs(), wait, "{failure}");
     }
 }
 
@@ -161,12 +116,8 @@ async fn no_secret_is_ever_logged_or_shown() {
     tokio::spawn(store_writer.run());
     let mut shown = format!("{:?}", bed.token().await.unwrap_err());
     bed.requests(2).await;
-    eventually("the echo", || {
-        bed.state()
-            .failure
-            .is_some_and(|failure| failure.code == "AADSTS9002313")
-    })
-    .await;
+    eventually("the echo", || bed.state().failure.is_some_and(|failure| failure.code == "AADSTS9002313"))
+        .await;
     let failure = bed.token().await.unwrap_err();
     assert!(failure.reply.contains("[redacted]"), "{failure}");
     shown.push_str(&format!("{failure:?}"));
@@ -179,18 +130,11 @@ async fn no_secret_is_ever_logged_or_shown() {
     shown.push_str(&serde_json::to_string(&bed.state()).unwrap());
     drop(guard);
     shown.push_str(&String::from_utf8(log.0.lock().unwrap().clone()).unwrap());
-    for event in [
-        "token failed",
-        "mailbox recovered",
-        "token refreshed",
-        "rotated=true",
-    ] {
+    for event in ["token failed", "mailbox recovered", "token refreshed", "rotated=true"] {
         assert!(shown.contains(event), "{event} is missing");
     }
     for secret in ["-secret", "very-secret-value"] {
-        let at = shown
-            .find(secret)
-            .map(|at| &shown[at.saturating_sub(100)..at + 20]);
+        let at = shown.find(secret).map(|at| &shown[at.saturating_sub(100)..at + 20]);
         assert_eq!(at, None);
     }
 }

@@ -127,10 +127,7 @@ impl Keeper {
             None => self.ask().await?,
         };
         if let Some(token) = &fresh.keep
-            && let Err(error) = self
-                .store
-                .keep_token(self.mailbox().address(), token.clone())
-                .await
+            && let Err(error) = self.store.keep_token(self.mailbox().address(), token.clone()).await
         {
             let failure = store_failure(&error);
             self.unkept = Some(fresh);
@@ -162,9 +159,7 @@ impl Keeper {
         let refresh_token = stored.as_ref().map(|stored| &stored.refresh_token);
         let answer = endpoint::request(config, refresh_token, &self.http, mailbox.address().as_str()).await?;
         // Without a new refresh token the old one stays good (RFC 6749 section 6).
-        let rotated = answer
-            .refresh_token()
-            .map(|token| SecretString::from(token.secret().clone()));
+        let rotated = answer.refresh_token().map(|token| SecretString::from(token.secret().clone()));
         Ok(Fresh {
             secret: SecretString::from(answer.access_token().secret().clone()),
             got_at,

@@ -19,7 +19,7 @@ use crate::microsoft::Grant;
 use crate::store::{self, Store};
 use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,7 +55,7 @@ impl AccessToken {
 }
 
 /// A mailbox's token, as `status` shows it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenState {
     /// In one word.
     pub state: State,
@@ -68,7 +68,7 @@ pub struct TokenState {
 }
 
 /// How a mailbox's token does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     /// There is a good one.
@@ -111,9 +111,7 @@ struct Live {
 
 impl Live {
     fn usable(&self, now: Timestamp) -> Option<&AccessToken> {
-        self.token
-            .as_ref()
-            .filter(|token| !self.refused && now < token.usable_until)
+        self.token.as_ref().filter(|token| !self.refused && now < token.usable_until)
     }
 }
 
@@ -139,13 +137,7 @@ impl Tokens {
             });
             slots.insert(mailbox.address().clone(), slot.clone());
             let spread = schedule::spread(mailboxes.len(), rand::random());
-            keepers.push(Keeper::new(
-                slot,
-                store.clone(),
-                http.clone(),
-                in_flight.clone(),
-                spread,
-            ));
+            keepers.push(Keeper::new(slot, store.clone(), http.clone(), in_flight.clone(), spread));
         }
         let slots = Arc::new(slots);
         (Self { slots, store }, keepers)
@@ -175,11 +167,7 @@ impl Tokens {
                     return Err(failure.clone());
                 }
                 if live.stopped {
-                    return Err(Failure::new(
-                        Class::Transient,
-                        "stopping",
-                        "the relay is shutting down",
-                    ));
+                    return Err(Failure::new(Class::Transient, "stopping", "the relay is shutting down"));
                 }
             }
             slot.live.send_if_modified(|live| {
@@ -187,10 +175,7 @@ impl Tokens {
                 false
             });
             slot.wake.notify_one();
-            if !matches!(
-                tokio::time::timeout_at(deadline, live.changed()).await,
-                Ok(Ok(()))
-            ) {
+            if !matches!(tokio::time::timeout_at(deadline, live.changed()).await, Ok(Ok(()))) {
                 let reply = "no access token came within a minute: the refresh still is under way";
                 return Err(Failure::new(Class::Transient, "timeout", reply));
             }
@@ -206,14 +191,10 @@ impl Tokens {
         };
         let now = clock::now();
         let marked = slot.live.send_if_modified(|live| {
-            let is_current = live
-                .token
-                .as_ref()
-                .is_some_and(|current| current.generation == token.generation);
-            let just_forced = token.forced
-                && live
-                    .refreshed_at
-                    .is_some_and(|at| now < clock::after(at, BETWEEN_REFUSALS));
+            let is_current =
+                live.token.as_ref().is_some_and(|current| current.generation == token.generation);
+            let just_forced =
+                token.forced && live.refreshed_at.is_some_and(|at| now < clock::after(at, BETWEEN_REFUSALS));
             let marks = is_current && !live.refused && !just_forced;
             live.refused |= marks;
             marks

@@ -107,21 +107,13 @@ impl Doubt {
         if self.tries >= DOUBTFUL_TRIES && now >= clock::after(since, DOUBTFUL_FOR) {
             return verdict.failure;
         }
-        Failure {
-            class: Class::Transient,
-            advice: String::new(),
-            ..verdict.failure
-        }
+        Failure { class: Class::Transient, advice: String::new(), ..verdict.failure }
     }
 }
 
 /// A part of `whole`: `random` of it.
 fn part(whole: Duration, random: f64) -> Duration {
-    if random.is_finite() {
-        whole.mul_f64(random.clamp(0.0, 1.0))
-    } else {
-        Duration::ZERO
-    }
+    if random.is_finite() { whole.mul_f64(random.clamp(0.0, 1.0)) } else { Duration::ZERO }
 }
 
 #[cfg(test)]
@@ -153,10 +145,7 @@ mod tests {
             let refresh = |random| seconds(next_refresh(NOW, lifetime, random));
             assert!((refresh(0.0) - latest).abs() < 1e-6, "{lifetime:?}");
             assert!((refresh(1.0) - earliest).abs() < 1e-6, "{lifetime:?}");
-            assert!(
-                (seconds(usable_until(NOW, lifetime)) - usable).abs() < 1e-6,
-                "{lifetime:?}"
-            );
+            assert!((seconds(usable_until(NOW, lifetime)) - usable).abs() < 1e-6, "{lifetime:?}");
         }
     }
 
@@ -186,14 +175,10 @@ mod tests {
     #[test]
     fn each_class_backs_off_in_its_way() {
         let failure = |class| Failure::new(class, "code", "reply");
-        let transient: Vec<u64> = (1..=10)
-            .map(|tries| retry_in(&failure(Class::Transient), tries, 0.0).as_secs())
-            .collect();
+        let transient: Vec<u64> =
+            (1..=10).map(|tries| retry_in(&failure(Class::Transient), tries, 0.0).as_secs()).collect();
         assert_eq!(transient, [1, 2, 5, 10, 30, 60, 120, 300, 300, 300]);
-        assert_eq!(
-            retry_in(&failure(Class::Transient), u32::MAX, 1.0),
-            Duration::from_secs(240)
-        );
+        assert_eq!(retry_in(&failure(Class::Transient), u32::MAX, 1.0), Duration::from_secs(240));
         for class in [Class::Consent, Class::Administrator] {
             assert_eq!(retry_in(&failure(class), 1, 0.0), Duration::from_secs(1800));
             assert_eq!(retry_in(&failure(class), 9, 1.0), Duration::from_secs(1620));
@@ -226,13 +211,7 @@ mod tests {
         let cases: [&[(i64, Class)]; 4] = [
             &[(0, Transient), (1, Transient), (2, Transient), (15, Consent)],
             &[(0, Transient), (20, Transient), (40, Consent)],
-            &[
-                (0, Transient),
-                (7, Transient),
-                (14, Transient),
-                (15, Consent),
-                (16, Consent),
-            ],
+            &[(0, Transient), (7, Transient), (14, Transient), (15, Consent), (16, Consent)],
             &[(0, Transient)],
         ];
         for case in cases {
@@ -249,11 +228,7 @@ mod tests {
             }
         }
         let certain = Verdict::from(Failure::new(Consent, "AADSTS700082", ""));
-        assert_eq!(
-            Doubt::default().weigh(certain, NOW).class,
-            Consent,
-            "a known reason counts at once"
-        );
+        assert_eq!(Doubt::default().weigh(certain, NOW).class, Consent, "a known reason counts at once");
     }
 
     proptest! {

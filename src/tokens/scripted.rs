@@ -69,12 +69,7 @@ impl Endpoint {
                 tokio::spawn(async move { serve(stream, &script, &gate).await });
             }
         });
-        Self {
-            address,
-            script,
-            gate,
-            server,
-        }
+        Self { address, script, gate, server }
     }
 
     /// Holds all answers back until [`Semaphore::add_permits`].

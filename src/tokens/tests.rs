@@ -43,10 +43,7 @@ async fn a_refresh_under_way_is_kept_though_the_callers_went_and_the_relay_stops
     // What was got is good; a refused one has nobody left to replace it.
     let token = bed.tokens.access_token(&john()).await.unwrap();
     bed.tokens.refused(&john(), &token);
-    assert_eq!(
-        bed.tokens.access_token(&john()).await.unwrap_err().code,
-        "stopping"
-    );
+    assert_eq!(bed.tokens.access_token(&john()).await.unwrap_err().code, "stopping");
 }
 
 #[tokio::test]
@@ -81,12 +78,7 @@ async fn refusals_force_one_refresh() {
     bed.tokens.refused(&john(), &second); // Then it is not the token.
     assert_eq!(bed.token().await.unwrap().secret(), "access-2-secret");
     assert_eq!(bed.state().state, State::Ok);
-    let sent: Vec<_> = bed
-        .endpoint
-        .requests()
-        .iter()
-        .map(|form| form["refresh_token"].clone())
-        .collect();
+    let sent: Vec<_> = bed.endpoint.requests().iter().map(|form| form["refresh_token"].clone()).collect();
     assert_eq!(sent, ["refresh-0-secret", "refresh-1-secret"]);
 }
 
@@ -94,19 +86,12 @@ async fn refusals_force_one_refresh() {
 async fn an_outage_ahead_of_expiry_leaves_the_token_in_use() {
     let bed = Bed::start(Some(stored("refresh-0-secret", CONSENT)), []).await;
     bed.token().await.unwrap();
-    bed.endpoint.next(Answer::Http(
-        503,
-        "content-type: text/html\r\n",
-        "<html>".to_owned(),
-    ));
+    bed.endpoint.next(Answer::Http(503, "content-type: text/html\r\n", "<html>".to_owned()));
     pass(Duration::from_secs(51 * 60)).await;
     eventually("the failure", || bed.state().state == State::Failed).await;
     assert_eq!(bed.token().await.unwrap().secret(), "access-1-secret");
     let failure = bed.state().failure.unwrap();
-    assert_eq!(
-        (failure.class, failure.code.as_str()),
-        (Class::Transient, "HTTP 503")
-    );
+    assert_eq!((failure.class, failure.code.as_str()), (Class::Transient, "HTTP 503"));
     assert!(bed.mailbox.token.lasting().is_some());
     // The back-off's first step is a second: it passes by itself.
     eventually("the next try", || bed.state().state == State::Ok).await;
@@ -132,31 +117,18 @@ async fn a_dead_consent_is_said_at_once_and_a_new_one_used_at_once() {
     let answers = [Answer::error(400, "invalid_grant", 700_082)];
     let bed = Bed::start(Some(stored("refresh-0-secret", CONSENT)), answers).await;
     let failure = bed.token().await.unwrap_err();
-    assert_eq!(
-        (failure.class, failure.code.as_str()),
-        (Class::Consent, "AADSTS700082")
-    );
+    assert_eq!((failure.class, failure.code.as_str()), (Class::Consent, "AADSTS700082"));
     assert!(failure.reply.contains("Trace ID: t-1 Correlation ID: c-1"));
-    assert!(
-        failure.advice.contains("outlook-relay connect john@contoso.com"),
-        "{failure}"
-    );
+    assert!(failure.advice.contains("outlook-relay connect john@contoso.com"), "{failure}");
     assert_eq!(bed.state().state, State::Failed);
-    assert_eq!(
-        bed.kept().await.refresh_token.expose_secret(),
-        "refresh-0-secret",
-        "nothing is deleted"
-    );
+    assert_eq!(bed.kept().await.refresh_token.expose_secret(), "refresh-0-secret", "nothing is deleted");
     // Neither callers, nor a look at an unchanged store, nor some time make another request.
     bed.tokens.reload().await.unwrap();
     pass(Duration::from_secs(26 * 60)).await;
     assert_eq!(bed.token().await.unwrap_err().code, "AADSTS700082");
     assert_eq!(bed.endpoint.requests().len(), 1);
 
-    bed.store
-        .keep_token(&john(), stored("refresh-new-secret", CONSENT + 1))
-        .await
-        .unwrap();
+    bed.store.keep_token(&john(), stored("refresh-new-secret", CONSENT + 1)).await.unwrap();
     bed.tokens.reload().await.unwrap();
     assert_eq!(bed.token().await.unwrap().secret(), "access-2-secret");
     assert_eq!(bed.endpoint.requests()[1]["refresh_token"], "refresh-new-secret");
@@ -168,10 +140,7 @@ async fn a_failure_that_needs_a_person_is_tried_again_after_half_an_hour() {
     let answers = [Answer::error(401, "invalid_client", 7_000_222)];
     let bed = Bed::start(Some(stored("refresh-0-secret", CONSENT)), answers).await;
     let failure = bed.token().await.unwrap_err();
-    assert_eq!(
-        (failure.class, failure.code.as_str()),
-        (Class::Administrator, "AADSTS7000222")
-    );
+    assert_eq!((failure.class, failure.code.as_str()), (Class::Administrator, "AADSTS7000222"));
     pass(Duration::from_secs(31 * 60)).await;
     eventually("the next try", || bed.state().state == State::Ok).await;
     assert_eq!(bed.token().await.unwrap().secret(), "access-2-secret");
@@ -181,16 +150,10 @@ async fn a_failure_that_needs_a_person_is_tried_again_after_half_an_hour() {
 async fn a_mailbox_that_nobody_connected_says_how_and_works_once_somebody_did() {
     let bed = Bed::start(None, []).await;
     let failure = bed.token().await.unwrap_err();
-    assert_eq!(
-        (failure.class, failure.code.as_str()),
-        (Class::Consent, "no_token")
-    );
+    assert_eq!((failure.class, failure.code.as_str()), (Class::Consent, "no_token"));
     assert_eq!(failure.advice, "run `outlook-relay connect john@contoso.com`");
     assert_eq!(bed.state().state, State::Missing);
-    bed.store
-        .keep_token(&john(), stored("refresh-0-secret", CONSENT))
-        .await
-        .unwrap();
+    bed.store.keep_token(&john(), stored("refresh-0-secret", CONSENT)).await.unwrap();
     bed.tokens.reload().await.unwrap();
     assert_eq!(bed.token().await.unwrap().secret(), "access-1-secret");
 }
@@ -201,10 +164,7 @@ async fn a_token_of_another_app_is_not_sent() {
     token.client_id = "another".to_owned();
     let bed = Bed::start(Some(token), []).await;
     let failure = bed.token().await.unwrap_err();
-    assert_eq!(
-        (failure.class, failure.code.as_str()),
-        (Class::Administrator, "other_app")
-    );
+    assert_eq!((failure.class, failure.code.as_str()), (Class::Administrator, "other_app"));
     assert!(failure.reply.contains("another") && failure.advice.contains("connect john@contoso.com"));
     assert!(bed.endpoint.requests().is_empty());
     assert_eq!(bed.kept().await.refresh_token.expose_secret(), "refresh-0-secret");
@@ -212,10 +172,7 @@ async fn a_token_of_another_app_is_not_sent() {
 
 #[tokio::test]
 async fn an_answer_without_a_refresh_token_keeps_the_old_one() {
-    let answers = [Answer::json(
-        200,
-        &json!({"access_token": "access-a-secret", "expires_in": "3600"}),
-    )];
+    let answers = [Answer::json(200, &json!({"access_token": "access-a-secret", "expires_in": "3600"}))];
     let bed = Bed::start(Some(stored("refresh-0-secret", CONSENT)), answers).await;
     assert_eq!(bed.token().await.unwrap().secret(), "access-a-secret");
     let kept = bed.kept().await;
@@ -235,20 +192,13 @@ async fn a_disk_that_fails_withholds_the_token_and_loses_nothing() {
     let first = bed.token().await.unwrap();
     bed.tokens.refused(&john(), &first);
     let failure = bed.token().await.unwrap_err();
-    assert_eq!(
-        (failure.class, failure.code.as_str()),
-        (Class::Transient, "store")
-    );
+    assert_eq!((failure.class, failure.code.as_str()), (Class::Transient, "store"));
     assert!(failure.reply.contains("disk full"), "{failure}");
     disk.execute("DROP TRIGGER full").await.unwrap();
     eventually("the commit", || bed.state().state == State::Ok).await;
     assert_eq!(bed.token().await.unwrap().secret(), "access-2-secret");
     assert_eq!(bed.kept().await.refresh_token.expose_secret(), "refresh-2-secret");
-    assert_eq!(
-        bed.endpoint.requests().len(),
-        2,
-        "the one got was kept, none was asked for anew"
-    );
+    assert_eq!(bed.endpoint.requests().len(), 2, "the one got was kept, none was asked for anew");
 }
 
 #[tokio::test]

@@ -37,11 +37,19 @@ impl SmtpClient {
     pub async fn connect(addr: SocketAddr) -> (Self, Reply) {
         let stream = TcpStream::connect(addr).await.unwrap();
         stream.set_nodelay(true).unwrap();
-        let mut client = Self {
-            wire: Wire::new(stream),
-        };
+        let mut client = Self { wire: Wire::new(stream) };
         let banner = client.reply().await.expect("a banner");
         (client, banner)
+    }
+
+    /// Connected and greeted with EHLO, by a server that may be away; `None`: it is.
+    pub async fn try_connect(addr: SocketAddr) -> Option<Self> {
+        let stream = TcpStream::connect(addr).await.ok()?;
+        stream.set_nodelay(true).ok()?;
+        let mut client = Self { wire: Wire::new(stream) };
+        client.reply().await?;
+        client.try_cmd("ehlo [127.0.0.1]").await?;
+        Some(client)
     }
 
     /// Connected, greeted with EHLO, upgraded by STARTTLS, greeted again.
@@ -57,9 +65,7 @@ impl SmtpClient {
 
     /// The TLS handshake after STARTTLS.
     pub async fn upgrade(self, tls: &Tls) -> Self {
-        Self {
-            wire: Wire::new(tls.connect(self.wire.into_io()).await),
-        }
+        Self { wire: Wire::new(tls.connect(self.wire.into_io()).await) }
     }
 
     /// Sends a line (CRLF is added) and reads the reply.
@@ -67,9 +73,7 @@ impl SmtpClient {
     /// # Panics
     /// If the connection ends instead.
     pub async fn cmd(&mut self, line: &str) -> Reply {
-        self.try_cmd(line)
-            .await
-            .unwrap_or_else(|| panic!("connection closed instead of a reply to {line:?}"))
+        self.try_cmd(line).await.unwrap_or_else(|| panic!("connection closed instead of a reply to {line:?}"))
     }
 
     /// [`Self::cmd`], with `None` for a connection that has ended.
@@ -88,10 +92,7 @@ impl SmtpClient {
     pub async fn reply(&mut self) -> Option<Reply> {
         let mut text = String::new();
         loop {
-            let line = timeout(PATIENCE, self.wire.line())
-                .await
-                .expect("a reply in time")
-                .ok()??;
+            let line = timeout(PATIENCE, self.wire.line()).await.expect("a reply in time").ok()??;
             let code = line.get(..3).and_then(|code| code.parse().ok());
             let code = code.unwrap_or_else(|| panic!("not a reply: {line:?}"));
             if !text.is_empty() {
@@ -106,24 +107,25 @@ impl SmtpClient {
 
     /// One transaction, as Odoo sends it; the first reply that is not positive ends it, and is given.
     pub async fn send(&mut self, from: &str, recipients: &[&str], message: &[u8]) -> Reply {
-        let reply = self
-            .cmd(&format!("mail FROM:<{from}> size={}", message.len()))
-            .await;
-        if reply.code != 250 {
-            return reply;
-        }
-        for recipient in recipients {
-            let reply = self.cmd(&format!("rcpt TO:<{recipient}>")).await;
+        self.try_send(from, recipients, message).await.expect("a reply")
+    }
+
+    /// The same with a server that may go away at any moment; `None`: it did.
+    pub async fn try_send(&mut self, from: &str, recipients: &[&str], message: &[u8]) -> Option<Reply> {
+        let mut commands = vec![format!("mail FROM:<{from}> size={}", message.len())];
+        commands.extend(recipients.iter().map(|recipient| format!("rcpt TO:<{recipient}>")));
+        for command in commands {
+            let reply = self.try_cmd(&command).await?;
             if reply.code != 250 {
-                return reply;
+                return Some(reply);
             }
         }
-        let reply = self.cmd("data").await;
+        let reply = self.try_cmd("data").await?;
         if reply.code != 354 {
-            return reply;
+            return Some(reply);
         }
         self.wire.write(&stuff(message));
-        self.reply().await.expect("a reply to the final dot")
+        self.reply().await
     }
 }
 
@@ -162,10 +164,7 @@ pub struct Tagged {
 impl Tagged {
     /// The first untagged line that contains `part`.
     pub fn find(&self, part: &str) -> Option<&str> {
-        self.untagged
-            .iter()
-            .map(String::as_str)
-            .find(|line| line.contains(part))
+        self.untagged.iter().map(String::as_str).find(|line| line.contains(part))
     }
 }
 
@@ -180,10 +179,7 @@ impl ImapClient {
     pub async fn connect(addr: SocketAddr, tls: &Tls) -> (Self, String) {
         let stream = TcpStream::connect(addr).await.unwrap();
         stream.set_nodelay(true).unwrap();
-        let mut client = Self {
-            wire: Wire::new(tls.connect(stream).await),
-            tag: 0,
-        };
+        let mut client = Self { wire: Wire::new(tls.connect(stream).await), tag: 0 };
         let greeting = client.line().await.expect("a greeting");
         (client, greeting)
     }
@@ -191,9 +187,7 @@ impl ImapClient {
     /// Connected and authenticated.
     pub async fn login(addr: SocketAddr, tls: &Tls, user: &str, token: &str) -> Self {
         let (mut client, _) = Self::connect(addr, tls).await;
-        let done = client
-            .cmd(&format!("AUTHENTICATE XOAUTH2 {}", xoauth2(user, token)))
-            .await;
+        let done = client.cmd(&format!("AUTHENTICATE XOAUTH2 {}", xoauth2(user, token))).await;
         assert_eq!(done.status, "OK", "{done:?}");
         client
     }
@@ -220,11 +214,7 @@ impl ImapClient {
             }
             if let Some(rest) = line.strip_prefix(&format!("{tag} ")) {
                 let (status, text) = rest.split_once(' ').unwrap_or((rest, ""));
-                return Some(Tagged {
-                    status: status.to_owned(),
-                    text: text.to_owned(),
-                    untagged,
-                });
+                return Some(Tagged { status: status.to_owned(), text: text.to_owned(), untagged });
             }
             untagged.push(line);
         }
@@ -249,20 +239,14 @@ impl ImapClient {
     pub async fn line(&mut self) -> Option<String> {
         let mut whole = String::new();
         loop {
-            let line = timeout(PATIENCE, self.wire.line())
-                .await
-                .expect("an answer in time")
-                .ok()??;
+            let line = timeout(PATIENCE, self.wire.line()).await.expect("an answer in time").ok()??;
             whole.push_str(&line);
             let literal = line.strip_suffix('}').and_then(|line| line.rsplit_once('{'));
             let Some(n) = literal.and_then(|(_, n)| n.parse().ok()) else {
                 return Some(whole);
             };
             whole.push_str("\r\n");
-            let bytes = timeout(PATIENCE, self.wire.exact(n))
-                .await
-                .expect("a literal in time")
-                .ok()??;
+            let bytes = timeout(PATIENCE, self.wire.exact(n)).await.expect("a literal in time").ok()??;
             whole.push_str(&String::from_utf8_lossy(&bytes));
         }
     }

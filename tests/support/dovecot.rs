@@ -136,15 +136,7 @@ impl Dovecot {
         let [imaps, submission, sink_port] = free_ports();
         let dir = TempDir::new().unwrap();
         let account = Account::find();
-        let mut server = Self {
-            dir,
-            account,
-            dovecot: None,
-            sink: None,
-            imaps,
-            submission,
-            sink_port,
-        };
+        let mut server = Self { dir, account, dovecot: None, sink: None, imaps, submission, sink_port };
         let path = server.dir.path().to_path_buf();
         fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
         let fill = |text: &str| {
@@ -160,11 +152,7 @@ impl Dovecot {
         fs::write(path.join("cert.pem"), &tls.cert_pem).unwrap();
         fs::write(path.join("key.pem"), &tls.key_pem).unwrap();
         fs::create_dir_all(path.join("keys/default/HS256")).unwrap();
-        fs::write(
-            path.join("keys/default/HS256/default"),
-            STANDARD.encode(entra.signing_key()),
-        )
-        .unwrap();
+        fs::write(path.join("keys/default/HS256/default"), STANDARD.encode(entra.signing_key())).unwrap();
         for folder in ["mail", "sink"] {
             server.make_dir(&path.join(folder));
         }
@@ -199,14 +187,7 @@ impl Dovecot {
             sink.args(["-u", &self.account.user]);
         }
         let template = path.join("sink/%M.").display().to_string();
-        sink.args([
-            "-a",
-            "-c",
-            "-d",
-            &template,
-            &format!("127.0.0.1:{}", self.sink_port),
-            "100",
-        ]);
+        sink.args(["-a", "-c", "-d", &template, &format!("127.0.0.1:{}", self.sink_port), "100"]);
         self.sink = Some(spawn(sink, &path.join("sink.log")));
         let mut dovecot = program("dovecot", "/usr/sbin/dovecot");
         dovecot.arg("-F").arg("-c").arg(path.join("dovecot.conf"));
@@ -215,11 +196,7 @@ impl Dovecot {
             let end = Instant::now() + SOON;
             while TcpStream::connect(("127.0.0.1", port)).await.is_err() {
                 let ended = self.dovecot.as_mut().and_then(|child| child.try_wait().unwrap());
-                assert!(
-                    ended.is_none() && Instant::now() < end,
-                    "Dovecot does not start: {}",
-                    self.log()
-                );
+                assert!(ended.is_none() && Instant::now() < end, "Dovecot does not start: {}", self.log());
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         }
@@ -246,11 +223,7 @@ impl Dovecot {
         for part in ["", "cur", "new", "tmp"] {
             self.make_dir(&maildir.join(part));
         }
-        let name = format!(
-            "{}.{:032x}.test",
-            jiff::Timestamp::now().as_second(),
-            rand::random::<u128>()
-        );
+        let name = format!("{}.{:032x}.test", jiff::Timestamp::now().as_second(), rand::random::<u128>());
         let tmp = maildir.join("tmp").join(&name);
         fs::write(&tmp, raw).unwrap();
         self.give_away(&tmp);
@@ -292,11 +265,7 @@ impl Dovecot {
     pub async fn wait_for_sunk(&self, n: usize) -> Vec<Sunk> {
         eventually(SOON, &format!("{n} messages in the sink"), || {
             let all = self.sunk();
-            if all.len() >= n {
-                Ok(all)
-            } else {
-                Err((all.len(), self.log()))
-            }
+            if all.len() >= n { Ok(all) } else { Err((all.len(), self.log())) }
         })
         .await
     }
@@ -305,11 +274,7 @@ impl Dovecot {
         let home = self.dir.path().join("mail").join(mailbox.to_lowercase());
         self.make_dir(&home);
         let inbox = home.join("Maildir");
-        if folder.eq_ignore_ascii_case("INBOX") {
-            inbox
-        } else {
-            inbox.join(format!(".{folder}"))
-        }
+        if folder.eq_ignore_ascii_case("INBOX") { inbox } else { inbox.join(format!(".{folder}")) }
     }
 
     fn make_dir(&self, path: &Path) {
@@ -341,21 +306,10 @@ impl Account {
     fn find() -> Self {
         let user = id(&["-un"]);
         if user != "root" {
-            return Self {
-                user,
-                group: id(&["-gn"]),
-                ids: None,
-            };
+            return Self { user, group: id(&["-gn"]), ids: None };
         }
-        let ids = (
-            id(&["-u", "nobody"]).parse().unwrap(),
-            id(&["-g", "nobody"]).parse().unwrap(),
-        );
-        Self {
-            user: "nobody".to_owned(),
-            group: id(&["-gn", "nobody"]),
-            ids: Some(ids),
-        }
+        let ids = (id(&["-u", "nobody"]).parse().unwrap(), id(&["-g", "nobody"]).parse().unwrap());
+        Self { user: "nobody".to_owned(), group: id(&["-gn", "nobody"]), ids: Some(ids) }
     }
 }
 
@@ -366,29 +320,19 @@ fn id(arguments: &[&str]) -> String {
 
 /// A program of a system folder, which is not in everybody's PATH.
 fn program(name: &str, path: &str) -> Command {
-    assert!(
-        Path::new(path).exists(),
-        "{name} is not at {path}: run tests/run, which installs it"
-    );
+    assert!(Path::new(path).exists(), "{name} is not at {path}: run tests/run, which installs it");
     Command::new(path)
 }
 
 fn spawn(mut command: Command, log: &Path) -> Child {
     let log = fs::File::create(log).unwrap();
-    command
-        .stdin(Stdio::null())
-        .stdout(log.try_clone().unwrap())
-        .stderr(log);
-    command
-        .spawn()
-        .unwrap_or_else(|error| panic!("{command:?}: {error}"))
+    command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+    command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }
 
 /// SIGTERM, and after ten seconds SIGKILL; comes back when the process is gone.
 fn stop(mut child: Child) {
-    let _ = Command::new("kill")
-        .args(["-s", "TERM", &child.id().to_string()])
-        .status();
+    let _ = Command::new("kill").args(["-s", "TERM", &child.id().to_string()]).status();
     let end = Instant::now() + Duration::from_secs(10);
     while matches!(child.try_wait(), Ok(None)) {
         if Instant::now() > end {
@@ -421,13 +365,8 @@ pub fn parse_dump(dump: &[u8]) -> Option<Sunk> {
     };
     let mut message = loop {
         let (text, others) = line()?;
-        let address = |rest: &str| {
-            rest.trim_start_matches('<')
-                .split('>')
-                .next()
-                .unwrap_or_default()
-                .to_owned()
-        };
+        let address =
+            |rest: &str| rest.trim_start_matches('<').split('>').next().unwrap_or_default().to_owned();
         if let Some(args) = text.strip_prefix("X-Mail-Args: ") {
             sunk.mail_from = address(args);
             sunk.mail_params = args.split_whitespace().skip(1).map(str::to_owned).collect();
@@ -443,8 +382,7 @@ pub fn parse_dump(dump: &[u8]) -> Option<Sunk> {
         message = &message[memchr::memchr(b'\n', message)? + 1..];
     }
     for line in message.split_inclusive(|byte| *byte == b'\n') {
-        sunk.raw
-            .extend_from_slice(line.strip_suffix(b"\n").unwrap_or(line));
+        sunk.raw.extend_from_slice(line.strip_suffix(b"\n").unwrap_or(line));
         sunk.raw.extend_from_slice(b"\r\n");
     }
     Some(sunk)

@@ -24,12 +24,7 @@ pub const CLIENT_SECRET: &str = "sEcReT~of.the-client_8Q";
 #[derive(Clone)]
 pub enum Answer {
     /// Any HTTP response.
-    Http {
-        status: u16,
-        content_type: String,
-        headers: Vec<(String, String)>,
-        body: String,
-    },
+    Http { status: u16, content_type: String, headers: Vec<(String, String)>, body: String },
     /// The connection is closed without an answer; no token is rotated.
     Cut,
     /// The token is rotated, and the answer with the new one is lost on the way.
@@ -248,11 +243,7 @@ impl Entra {
 
     /// Gives `user` full access to the shared mailbox `mailbox`.
     pub fn allow_delegate(&self, user: &str, mailbox: &str) {
-        self.state(|state| {
-            state
-                .delegates
-                .push((user.to_lowercase(), mailbox.to_lowercase()))
-        });
+        self.state(|state| state.delegates.push((user.to_lowercase(), mailbox.to_lowercase())));
     }
 
     /// `code` of an authorization or device flow; `mailbox` is who consented, `None` nobody yet.
@@ -319,12 +310,5 @@ impl Entra {
 pub fn uuid() -> String {
     let n: u128 = rand::random();
     let hex = format!("{n:032x}");
-    format!(
-        "{}-{}-{}-{}-{}",
-        &hex[..8],
-        &hex[8..12],
-        &hex[12..16],
-        &hex[16..20],
-        &hex[20..]
-    )
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }

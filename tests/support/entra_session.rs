@@ -16,13 +16,7 @@ use super::wire::Wire;
 impl State {
     pub(super) fn new_refresh_token(&mut self, mailbox: &str) -> String {
         let token = format!("1.AXo{}", URL_SAFE_NO_PAD.encode(rand::random::<[u8; 48]>()));
-        self.refresh.insert(
-            token.clone(),
-            RefreshToken {
-                mailbox: mailbox.to_owned(),
-                revoked: false,
-            },
-        );
+        self.refresh.insert(token.clone(), RefreshToken { mailbox: mailbox.to_owned(), revoked: false });
         self.current.insert(mailbox.to_lowercase(), token.clone());
         token
     }
@@ -55,12 +49,7 @@ impl Shared {
     fn claims(&self, token: &str) -> Option<Value> {
         let (signed, signature) = token.rsplit_once('.')?;
         let signature = URL_SAFE_NO_PAD.decode(signature).ok()?;
-        hmac::verify(
-            &hmac::Key::new(hmac::HMAC_SHA256, &self.key),
-            signed.as_bytes(),
-            &signature,
-        )
-        .ok()?;
+        hmac::verify(&hmac::Key::new(hmac::HMAC_SHA256, &self.key), signed.as_bytes(), &signature).ok()?;
         let (_, payload) = signed.split_once('.')?;
         serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()
     }
@@ -69,9 +58,7 @@ impl Shared {
         let Some(claims) = self.claims(token) else {
             return false;
         };
-        let valid = claims["exp"]
-            .as_i64()
-            .is_some_and(|exp| exp > jiff::Timestamp::now().as_second());
+        let valid = claims["exp"].as_i64().is_some_and(|exp| exp > jiff::Timestamp::now().as_second());
         let who = claims["upn"].as_str().unwrap_or_default().to_lowercase();
         let user = user.to_lowercase();
         let delegates = &self.state.lock().unwrap().delegates;
@@ -86,12 +73,7 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream) {
     let mut wire = Wire::new(stream);
     while let Ok(Some(request)) = http::read_request(&mut wire).await {
         match answer(&shared, &request).await {
-            Answer::Http {
-                status,
-                content_type,
-                headers,
-                body,
-            } => {
+            Answer::Http { status, content_type, headers, body } => {
                 http::respond(&mut wire, status, &content_type, &headers, body.as_bytes(), false);
                 if wire.flush().await.is_err() {
                     return;
@@ -134,10 +116,7 @@ async fn answer(shared: &Shared, request: &Request) -> Answer {
     let mailbox = seen.mailbox.clone().unwrap_or_default();
     let _in_flight = shared.in_flight.enter(&mailbox);
     tokio::time::sleep(delay).await;
-    let answer = match shared
-        .script
-        .take(&(), |only| only.eq_ignore_ascii_case(&mailbox))
-    {
+    let answer = match shared.script.take(&(), |only| only.eq_ignore_ascii_case(&mailbox)) {
         Some(Answer::RotateThenCut) => {
             grant(shared, &seen);
             Answer::RotateThenCut
@@ -172,32 +151,22 @@ fn credentials(request: &Request, form: &HashMap<String, String>) -> (String, Op
         };
         return (decode(id), Some(decode(secret)));
     }
-    (
-        form.get("client_id").cloned().unwrap_or_default(),
-        form.get("client_secret").cloned(),
-    )
+    (form.get("client_id").cloned().unwrap_or_default(), form.get("client_secret").cloned())
 }
 
 /// What Microsoft would answer.
 fn grant(shared: &Shared, request: &TokenRequest) -> Answer {
     let mut state = shared.state.lock().unwrap();
     if request.client_id != state.client_id {
-        let text = format!(
-            "Application with identifier '{}' was not found in the directory.",
-            request.client_id
-        );
+        let text =
+            format!("Application with identifier '{}' was not found in the directory.", request.client_id);
         return Answer::error(400, "unauthorized_client", 700_016, &text);
     }
     match (&state.client_secret, &request.client_secret) {
         (Some(right), Some(given)) if right == given => {}
         (None, None) => {}
         (Some(_), Some(_)) => {
-            return Answer::error(
-                401,
-                "invalid_client",
-                7_000_215,
-                "Invalid client secret provided.",
-            );
+            return Answer::error(401, "invalid_client", 7_000_215, "Invalid client secret provided.");
         }
         (None, Some(_)) => {
             let text =
@@ -211,10 +180,7 @@ fn grant(shared: &Shared, request: &TokenRequest) -> Answer {
     }
     let mailbox = match request.grant.as_str() {
         "client_credentials" => {
-            let mailbox = state
-                .app_mailbox
-                .clone()
-                .unwrap_or_else(|| "app@example.com".to_owned());
+            let mailbox = state.app_mailbox.clone().unwrap_or_else(|| "app@example.com".to_owned());
             let lifetime = state.lifetime.unwrap_or(state.expires_in);
             return Answer::json(
                 200,
@@ -245,12 +211,8 @@ fn grant(shared: &Shared, request: &TokenRequest) -> Answer {
             known.mailbox
         }
         "authorization_code" | "urn:ietf:params:oauth:grant-type:device_code" => {
-            let code = request
-                .form
-                .get("code")
-                .or(request.form.get("device_code"))
-                .cloned()
-                .unwrap_or_default();
+            let code =
+                request.form.get("code").or(request.form.get("device_code")).cloned().unwrap_or_default();
             match state.codes.get(&code).cloned() {
                 Some(Some(mailbox)) => {
                     state.codes.remove(&code);

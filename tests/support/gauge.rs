@@ -29,13 +29,7 @@ impl Gauge {
         count.now += 1;
         count.total += 1;
         count.max = count.max.max(count.now);
-        (
-            Entered {
-                gauge: self.clone(),
-                name,
-            },
-            count.now,
-        )
+        (Entered { gauge: self.clone(), name }, count.now)
     }
 
     /// Inside at this moment.
@@ -54,12 +48,7 @@ impl Gauge {
     }
 
     fn get(&self, name: &str) -> Count {
-        self.0
-            .lock()
-            .unwrap()
-            .get(&name.to_lowercase())
-            .copied()
-            .unwrap_or_default()
+        self.0.lock().unwrap().get(&name.to_lowercase()).copied().unwrap_or_default()
     }
 }
 

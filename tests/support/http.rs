@@ -20,10 +20,7 @@ pub struct Request {
 impl Request {
     /// The first header of this (lower case) name.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 }
 
@@ -34,12 +31,8 @@ pub async fn read_request(wire: &mut Wire) -> io::Result<Option<Request>> {
     };
     let mut words = first.split(' ');
     let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-    let mut request = Request {
-        method: method.to_owned(),
-        path: path.to_owned(),
-        headers: Vec::new(),
-        body: Vec::new(),
-    };
+    let mut request =
+        Request { method: method.to_owned(), path: path.to_owned(), headers: Vec::new(), body: Vec::new() };
     loop {
         let Some(line) = wire.line().await? else {
             return Ok(None);
@@ -48,9 +41,7 @@ pub async fn read_request(wire: &mut Wire) -> io::Result<Option<Request>> {
             break;
         }
         let (name, value) = line.split_once(':').unwrap_or((&line, ""));
-        request
-            .headers
-            .push((name.to_ascii_lowercase(), value.trim().to_owned()));
+        request.headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
     }
     if request.header("expect").is_some() {
         wire.say("HTTP/1.1 100 Continue\r\n");

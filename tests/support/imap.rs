@@ -102,12 +102,7 @@ impl Folder {
     ) -> u32 {
         let uid = self.uidnext;
         self.uidnext += 1;
-        self.messages.push(Message {
-            uid,
-            flags,
-            raw,
-            received,
-        });
+        self.messages.push(Message { uid, flags, raw, received });
         uid
     }
 }
@@ -222,10 +217,7 @@ impl Imap {
     /// The messages of a folder, by UID.
     pub fn messages(&self, mailbox: &str, folder: &str) -> Vec<Message> {
         let mut store = self.shared.store.lock().unwrap();
-        store
-            .folder(mailbox, folder)
-            .map(|folder| folder.messages.clone())
-            .unwrap_or_default()
+        store.folder(mailbox, folder).map(|folder| folder.messages.clone()).unwrap_or_default()
     }
 
     /// The flags of a message; `None` if it is not there.
@@ -247,9 +239,7 @@ impl Imap {
 
     /// Takes a message out from outside.
     pub fn remove(&self, mailbox: &str, folder: &str, uid: u32) {
-        self.change(mailbox, folder, |folder| {
-            folder.messages.retain(|message| message.uid != uid)
-        });
+        self.change(mailbox, folder, |folder| folder.messages.retain(|message| message.uid != uid));
     }
 
     /// A new UIDVALIDITY: the messages get new UIDs, from 1.
@@ -274,12 +264,7 @@ impl Imap {
 
     /// A folder less.
     pub fn remove_folder(&self, mailbox: &str, name: &str) {
-        self.shared
-            .store
-            .lock()
-            .unwrap()
-            .mailbox(mailbox)
-            .retain(|folder| folder.name != name);
+        self.shared.store.lock().unwrap().mailbox(mailbox).retain(|folder| folder.name != name);
     }
 
     /// For [`super::smtp::Smtp::set_hook`]: every submission is filed in Sent Items of the mailbox, read, as Exchange
@@ -287,13 +272,7 @@ impl Imap {
     pub fn sent_items(&self) -> Hook {
         let shared = Arc::clone(&self.shared);
         Arc::new(move |sent| {
-            deliver(
-                &shared,
-                &sent.mailbox,
-                "Sent Items",
-                Arc::clone(&sent.data),
-                &["\\Seen"],
-            );
+            deliver(&shared, &sent.mailbox, "Sent Items", Arc::clone(&sent.data), &["\\Seen"]);
         })
     }
 
@@ -355,11 +334,7 @@ impl Imap {
 
     /// Takes a word out of CAPABILITY.
     pub fn drop_capability(&self, word: &str) {
-        self.shared
-            .dropped
-            .lock()
-            .unwrap()
-            .insert(word.to_ascii_uppercase());
+        self.shared.dropped.lock().unwrap().insert(word.to_ascii_uppercase());
     }
 
     /// `true`: a wrong token is answered with `+` and JSON, and only then with NO, as servers other than Exchange do.
@@ -400,14 +375,9 @@ fn deliver(shared: &Shared, mailbox: &str, folder: &str, raw: Arc<Vec<u8>>, flag
         if store.folder(mailbox, folder).is_none() {
             store.mailbox(mailbox).push(Folder::new(folder, "", 99));
         }
-        store
-            .folder(mailbox, folder)
-            .unwrap()
-            .add(raw, flags, jiff::Timestamp::now())
+        store.folder(mailbox, folder).unwrap().add(raw, flags, jiff::Timestamp::now())
     };
     shared.changed();
-    shared
-        .events
-        .emit(|| format!("imap: {mailbox} {folder} has message {uid}"));
+    shared.events.emit(|| format!("imap: {mailbox} {folder} has message {uid}"));
     uid
 }

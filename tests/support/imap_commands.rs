@@ -18,16 +18,13 @@ impl Session {
         match name {
             "CAPABILITY" => {
                 let dropped = self.shared.dropped.lock().unwrap().clone();
-                let words: Vec<_> = CAPABILITIES
-                    .split_whitespace()
-                    .filter(|word| !dropped.contains(*word))
-                    .collect();
+                let words: Vec<_> =
+                    CAPABILITIES.split_whitespace().filter(|word| !dropped.contains(*word)).collect();
                 self.wire.say(&format!("* CAPABILITY {}", words.join(" ")));
                 return Ok(String::new());
             }
             "ID" => {
-                self.wire
-                    .say(r#"* ID ("name" "Microsoft.Exchange.Imap4.Imap4Server" "version" "15.20")"#);
+                self.wire.say(r#"* ID ("name" "Microsoft.Exchange.Imap4.Imap4Server" "version" "15.20")"#);
                 return Ok(String::new());
             }
             "NOOP" => {
@@ -82,8 +79,7 @@ impl Session {
                 } else {
                     folder.name.clone()
                 };
-                self.wire
-                    .say(&format!("* {name} ({}) \"/\" {quoted}", folder.attributes));
+                self.wire.say(&format!("* {name} ({}) \"/\" {quoted}", folder.attributes));
             }
         }
     }
@@ -99,36 +95,16 @@ impl Session {
         self.wire.say("* 0 RECENT");
         self.wire.say(&format!("* FLAGS ({FLAGS})"));
         let permanent = if read_only { "" } else { FLAGS };
-        self.wire
-            .say(&format!("* OK [PERMANENTFLAGS ({permanent})] Permanent flags"));
-        if let Some(at) = folder
-            .messages
-            .iter()
-            .position(|message| !message.flags.contains("\\Seen"))
-        {
-            self.wire
-                .say(&format!("* OK [UNSEEN {}] Is the first unseen message", at + 1));
+        self.wire.say(&format!("* OK [PERMANENTFLAGS ({permanent})] Permanent flags"));
+        if let Some(at) = folder.messages.iter().position(|message| !message.flags.contains("\\Seen")) {
+            self.wire.say(&format!("* OK [UNSEEN {}] Is the first unseen message", at + 1));
         }
-        self.wire.say(&format!(
-            "* OK [UIDVALIDITY {}] UIDVALIDITY value",
-            folder.uidvalidity
-        ));
-        self.wire.say(&format!(
-            "* OK [UIDNEXT {}] The next unique identifier value",
-            folder.uidnext
-        ));
+        self.wire.say(&format!("* OK [UIDVALIDITY {}] UIDVALIDITY value", folder.uidvalidity));
+        self.wire.say(&format!("* OK [UIDNEXT {}] The next unique identifier value", folder.uidnext));
         let view = folder.messages.iter().map(|message| message.uid).collect();
-        self.selected = Some(Selected {
-            folder: folder.name.clone(),
-            read_only,
-            view,
-        });
-        Ok(if read_only {
-            "[READ-ONLY] EXAMINE completed."
-        } else {
-            "[READ-WRITE] SELECT completed."
-        }
-        .to_owned())
+        self.selected = Some(Selected { folder: folder.name.clone(), read_only, view });
+        Ok(if read_only { "[READ-ONLY] EXAMINE completed." } else { "[READ-WRITE] SELECT completed." }
+            .to_owned())
     }
 
     fn status(&mut self, args: &[String]) -> Outcome {
@@ -137,11 +113,7 @@ impl Session {
         let Some(folder) = store.folder(&self.user, &name) else {
             return Err(format!("NO {name} doesn't exist."));
         };
-        let unseen = folder
-            .messages
-            .iter()
-            .filter(|message| !message.flags.contains("\\Seen"))
-            .count();
+        let unseen = folder.messages.iter().filter(|message| !message.flags.contains("\\Seen")).count();
         self.wire.say(&format!(
             "* STATUS \"{name}\" (MESSAGES {} RECENT 0 UNSEEN {unseen} UIDNEXT {} UIDVALIDITY {})",
             folder.messages.len(),
@@ -178,13 +150,7 @@ impl Session {
         let Some(selected) = self.selected.as_ref().filter(|selected| !selected.read_only) else {
             return;
         };
-        if let Some(folder) = self
-            .shared
-            .store
-            .lock()
-            .unwrap()
-            .folder(&self.user, &selected.folder)
-        {
+        if let Some(folder) = self.shared.store.lock().unwrap().folder(&self.user, &selected.folder) {
             let max = folder.uidnext.saturating_sub(1);
             folder.messages.retain(|message| {
                 !message.flags.contains("\\Deleted") || set.is_some_and(|set| !set.contains(message.uid, max))
@@ -225,33 +191,21 @@ impl Session {
             "UID FETCH" => {
                 let items = args.get(1).ok_or_else(bad)?;
                 let size_error = self.shared.size_error.load(Ordering::Relaxed);
-                for message in folder
-                    .messages
-                    .iter_mut()
-                    .filter(|message| set.contains(message.uid, max))
-                {
+                for message in folder.messages.iter_mut().filter(|message| set.contains(message.uid, max)) {
                     let answer = fetch(message, items, size_error, read_only).ok_or_else(bad)?;
-                    self.wire
-                        .write(format!("* {} FETCH (", number(message.uid)).as_bytes());
+                    self.wire.write(format!("* {} FETCH (", number(message.uid)).as_bytes());
                     self.wire.write(&answer);
                     self.wire.say(")");
                 }
                 Ok("FETCH completed.".to_owned())
             }
             "UID STORE" => {
-                let (how, given) = (
-                    args.get(1).ok_or_else(bad)?.to_ascii_uppercase(),
-                    args.get(2).ok_or_else(bad)?,
-                );
-                let given = flags(given)
-                    .into_iter()
-                    .filter(|flag| FLAGS.split(' ').any(|known| known == flag));
+                let (how, given) =
+                    (args.get(1).ok_or_else(bad)?.to_ascii_uppercase(), args.get(2).ok_or_else(bad)?);
+                let given =
+                    flags(given).into_iter().filter(|flag| FLAGS.split(' ').any(|known| known == flag));
                 let given: BTreeSet<String> = given.collect();
-                for message in folder
-                    .messages
-                    .iter_mut()
-                    .filter(|message| set.contains(message.uid, max))
-                {
+                for message in folder.messages.iter_mut().filter(|message| set.contains(message.uid, max)) {
                     match how.as_bytes()[0] {
                         b'+' => message.flags.extend(given.iter().cloned()),
                         b'-' => message.flags.retain(|flag| !given.contains(flag)),
@@ -260,15 +214,10 @@ impl Session {
                     if !how.ends_with(".SILENT") {
                         let flags: Vec<_> = message.flags.iter().cloned().collect();
                         let (number, uid) = (number(message.uid), message.uid);
-                        self.wire.say(&format!(
-                            "* {number} FETCH (FLAGS ({}) UID {uid})",
-                            flags.join(" ")
-                        ));
+                        self.wire.say(&format!("* {number} FETCH (FLAGS ({}) UID {uid})", flags.join(" ")));
                     }
                 }
-                self.shared
-                    .events
-                    .emit(|| format!("imap: {} STORE {}", self.user, args.join(" ")));
+                self.shared.events.emit(|| format!("imap: {} STORE {}", self.user, args.join(" ")));
                 Ok("STORE completed.".to_owned())
             }
             "UID COPY" | "UID MOVE" => {
@@ -285,23 +234,10 @@ impl Session {
                 let (mut from, mut to) = (Vec::new(), Vec::new());
                 for message in moved {
                     from.push(message.uid.to_string());
-                    to.push(
-                        target
-                            .add(message.raw, message.flags, message.received)
-                            .to_string(),
-                    );
+                    to.push(target.add(message.raw, message.flags, message.received).to_string());
                 }
-                let code = format!(
-                    "[COPYUID {} {} {}]",
-                    target.uidvalidity,
-                    from.join(","),
-                    to.join(",")
-                );
-                let code = if from.is_empty() {
-                    String::new()
-                } else {
-                    format!("{code} ")
-                };
+                let code = format!("[COPYUID {} {} {}]", target.uidvalidity, from.join(","), to.join(","));
+                let code = if from.is_empty() { String::new() } else { format!("{code} ") };
                 if name == "UID MOVE" {
                     if !code.is_empty() {
                         self.wire.say(&format!("* OK {code}Moved."));

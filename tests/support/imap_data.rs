@@ -13,11 +13,7 @@ impl Set {
     /// `*` is kept as 0, which is no UID.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let number = |text: &str| {
-            if text == "*" {
-                Some(0)
-            } else {
-                text.parse().ok().filter(|n| *n > 0)
-            }
+            if text == "*" { Some(0) } else { text.parse().ok().filter(|n| *n > 0) }
         };
         text.split(',')
             .map(|part| {
@@ -156,10 +152,7 @@ fn date(message: &Message) -> jiff::civil::Date {
 
 /// The inside of a FETCH answer; `None` for an item that is not known here. BODY[] sets `\Seen`.
 pub(super) fn fetch(message: &mut Message, items: &str, size_error: i64, read_only: bool) -> Option<Vec<u8>> {
-    let items = items
-        .strip_prefix('(')
-        .and_then(|items| items.strip_suffix(')'))
-        .unwrap_or(items);
+    let items = items.strip_prefix('(').and_then(|items| items.strip_suffix(')')).unwrap_or(items);
     let mut items = arguments(items);
     let reads = |item: &String| {
         let upper = item.to_ascii_uppercase();
@@ -179,18 +172,14 @@ pub(super) fn fetch(message: &mut Message, items: &str, size_error: i64, read_on
         let upper = item.to_ascii_uppercase();
         let plain = match upper.as_str() {
             "UID" => format!("UID {}", message.uid),
-            "FLAGS" => format!(
-                "FLAGS ({})",
-                message.flags.iter().cloned().collect::<Vec<_>>().join(" ")
-            ),
+            "FLAGS" => format!("FLAGS ({})", message.flags.iter().cloned().collect::<Vec<_>>().join(" ")),
             "RFC822.SIZE" => {
                 let size = i64::try_from(message.raw.len()).ok()? + size_error;
                 format!("RFC822.SIZE {}", size.max(0))
             }
-            "INTERNALDATE" => message
-                .received
-                .strftime("INTERNALDATE \"%d-%b-%Y %H:%M:%S +0000\"")
-                .to_string(),
+            "INTERNALDATE" => {
+                message.received.strftime("INTERNALDATE \"%d-%b-%Y %H:%M:%S +0000\"").to_string()
+            }
             _ => String::new(),
         };
         if !plain.is_empty() {
@@ -209,9 +198,7 @@ fn body(raw: &[u8], item: &str) -> Option<(String, Vec<u8>)> {
     if item == "RFC822" {
         return Some(("RFC822".to_owned(), raw.to_vec()));
     }
-    let rest = item
-        .strip_prefix("BODY.PEEK[")
-        .or_else(|| item.strip_prefix("BODY["))?;
+    let rest = item.strip_prefix("BODY.PEEK[").or_else(|| item.strip_prefix("BODY["))?;
     let (section, partial) = rest.split_once(']')?;
     let end_of_header = memmem::find(raw, b"\r\n\r\n").map_or(raw.len(), |at| at + 4);
     let bytes = match section {
@@ -220,11 +207,8 @@ fn body(raw: &[u8], item: &str) -> Option<(String, Vec<u8>)> {
         "TEXT" => raw[end_of_header..].to_vec(),
         _ => {
             let names = section.strip_prefix("HEADER.FIELDS (")?.strip_suffix(')')?;
-            let wanted = |name: &str| {
-                names
-                    .split(' ')
-                    .any(|one| one.trim_matches('"').eq_ignore_ascii_case(name))
-            };
+            let wanted =
+                |name: &str| names.split(' ').any(|one| one.trim_matches('"').eq_ignore_ascii_case(name));
             let mut bytes: Vec<u8> = Vec::new();
             for (name, line) in header_lines(raw) {
                 if wanted(&name) {
@@ -236,19 +220,13 @@ fn body(raw: &[u8], item: &str) -> Option<(String, Vec<u8>)> {
         }
     };
     let label = format!("BODY[{section}]");
-    let Some(partial) = partial
-        .strip_prefix('<')
-        .and_then(|partial| partial.strip_suffix('>'))
-    else {
+    let Some(partial) = partial.strip_prefix('<').and_then(|partial| partial.strip_suffix('>')) else {
         return Some((label, bytes));
     };
     let (start, length) = partial.split_once('.')?;
     let start: usize = start.parse().ok()?;
     let length: usize = length.parse().ok()?;
-    Some((
-        format!("{label}<{start}>"),
-        bytes.into_iter().skip(start).take(length).collect(),
-    ))
+    Some((format!("{label}<{start}>"), bytes.into_iter().skip(start).take(length).collect()))
 }
 
 /// The fields of the header: each name, and the whole field with its folds and line ends.

@@ -97,8 +97,7 @@ impl Session {
         let mut version = self.shared.version.subscribe();
         let greeting = self.before("*", "GREETING", "").await?;
         if !greeting.0 {
-            self.wire
-                .say("* OK The Microsoft Exchange IMAP4 service is ready. [QQBNADAAUABSADEAMAA=]");
+            self.wire.say("* OK The Microsoft Exchange IMAP4 service is ready. [QQBNADAAUABSADEAMAA=]");
         }
         self.after(greeting.1).await?;
         loop {
@@ -131,14 +130,8 @@ impl Session {
         if let Some((tag, _entered)) = self.idle.take() {
             self.announce();
             let done = line.eq_ignore_ascii_case("DONE");
-            self.wire.say(&format!(
-                "{tag} {}",
-                if done {
-                    "OK IDLE completed."
-                } else {
-                    "BAD Expected DONE."
-                }
-            ));
+            self.wire
+                .say(&format!("{tag} {}", if done { "OK IDLE completed." } else { "BAD Expected DONE." }));
             return Ok(());
         }
         while let Some((start, literal)) = literal(&line) {
@@ -146,30 +139,21 @@ impl Session {
                 self.wire.say("+ Ready for additional command text.");
             }
             let bytes = self.wire.exact(literal.0).await?.ok_or(End)?;
-            let text = String::from_utf8_lossy(&bytes)
-                .replace('\\', "\\\\")
-                .replace('"', "\\\"");
+            let text = String::from_utf8_lossy(&bytes).replace('\\', "\\\\").replace('"', "\\\"");
             let rest = self.wire.line().await?.ok_or(End)?;
             line = format!("{}\"{text}\"{rest}", &line[..start]);
         }
         let (tag, rest) = line.split_once(' ').unwrap_or((&line, ""));
         let upper = rest.to_ascii_uppercase();
         let name = COMMANDS.into_iter().find(|name| {
-            upper == **name
-                || upper
-                    .strip_prefix(*name)
-                    .is_some_and(|args| args.starts_with(' '))
+            upper == **name || upper.strip_prefix(*name).is_some_and(|args| args.starts_with(' '))
         });
         let shown = if upper.starts_with("AUTH") || upper.starts_with("LOGIN") {
             rest.split(' ').next().unwrap_or_default()
         } else {
             rest
         };
-        self.shared
-            .commands
-            .lock()
-            .unwrap()
-            .push((self.number, shown.to_owned()));
+        self.shared.commands.lock().unwrap().push((self.number, shown.to_owned()));
         let Some(name) = name else {
             self.wire.say(&format!("{tag} BAD Command Error. 10"));
             return Ok(());
@@ -182,8 +166,7 @@ impl Session {
         let outcome = match name {
             "AUTHENTICATE" => self.authenticate(args).await?,
             "LOGOUT" => {
-                self.wire
-                    .say("* BYE Microsoft Exchange Server IMAP4 server signing off.");
+                self.wire.say("* BYE Microsoft Exchange Server IMAP4 server signing off.");
                 self.wire.say(&format!("{tag} OK LOGOUT completed."));
                 self.wire.close().await;
                 return Err(End);
@@ -217,15 +200,12 @@ impl Session {
         args: &str,
     ) -> Result<(bool, Option<Fault>), End> {
         let user = &self.user;
-        let fault = self.shared.script.take(&name, |only| {
-            user.eq_ignore_ascii_case(only) || args.contains(only)
-        });
+        let fault =
+            self.shared.script.take(&name, |only| user.eq_ignore_ascii_case(only) || args.contains(only));
         let Some(fault) = fault else {
             return Ok((false, None));
         };
-        self.shared
-            .events
-            .emit(|| format!("imap: {user} {name} -> {fault:?}"));
+        self.shared.events.emit(|| format!("imap: {user} {name} -> {fault:?}"));
         match &fault {
             Fault::No(text) => self.wire.say(&format!("{tag} NO {text}")),
             Fault::Bad(text) => self.wire.say(&format!("{tag} BAD {text}")),
@@ -288,9 +268,7 @@ impl Session {
         };
         let (user, token) = xoauth2(&response).unwrap_or_default();
         let accepted = (self.shared.check)(&user, &token);
-        self.shared
-            .events
-            .emit(|| format!("imap: AUTHENTICATE {user} -> {accepted}"));
+        self.shared.events.emit(|| format!("imap: AUTHENTICATE {user} -> {accepted}"));
         if accepted {
             self.login = Some(self.shared.connections.enter(&user).0);
             self.user = user;
@@ -309,8 +287,6 @@ impl Session {
 fn literal(line: &str) -> Option<(usize, (usize, bool))> {
     let start = line.rfind('{')?;
     let inside = line[start + 1..].strip_suffix('}')?;
-    let (digits, plus) = inside
-        .strip_suffix('+')
-        .map_or((inside, false), |digits| (digits, true));
+    let (digits, plus) = inside.strip_suffix('+').map_or((inside, false), |digits| (digits, true));
     Some((start, (digits.parse().ok()?, plus)))
 }

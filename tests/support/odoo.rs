@@ -154,10 +154,7 @@ impl Odoo {
 
     /// The messages that made a record.
     pub fn taken(&self) -> Vec<Post> {
-        self.posts()
-            .into_iter()
-            .filter(|post| post.record.is_some())
-            .collect()
+        self.posts().into_iter().filter(|post| post.record.is_some()).collect()
     }
 
     /// The methods called: `authenticate`, `mail.message.search_count`, …
@@ -180,11 +177,7 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream) {
     let Ok(Some(request)) = http::read_request(&mut wire).await else {
         return;
     };
-    let reply = match (
-        request.method.as_str(),
-        request.path.as_str(),
-        parse_call(&request.body),
-    ) {
+    let reply = match (request.method.as_str(), request.path.as_str(), parse_call(&request.body)) {
         (_, "/xmlrpc/2/common" | "/xmlrpc/2/object", None) => Reply::Status(400),
         ("POST", "/xmlrpc/2/common", Some((method, params))) => common(&shared, &method, &params),
         ("POST", "/xmlrpc/2/object", Some((method, params))) if method == "execute_kw" => {
@@ -193,14 +186,9 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream) {
         _ => Reply::Status(404),
     };
     match reply {
-        Reply::Xml(xml) => http::respond(
-            &mut wire,
-            200,
-            "text/xml; charset=utf-8",
-            &[],
-            xml.as_bytes(),
-            true,
-        ),
+        Reply::Xml(xml) => {
+            http::respond(&mut wire, 200, "text/xml; charset=utf-8", &[], xml.as_bytes(), true)
+        }
         Reply::Status(status) => {
             let page = format!("<html><head><title>{status}</title></head><body>{status}</body></html>");
             http::respond(&mut wire, status, "text/html", &[], page.as_bytes(), true);
@@ -250,10 +238,7 @@ fn common(shared: &Shared, method: &str, params: &[Value]) -> Reply {
             let right = text(1) == LOGIN && text(2) == shared.password.lock().unwrap().as_str();
             if right { int(UID) } else { bool(false) }
         }
-        _ => Reply::Xml(fault(
-            1,
-            &format!("{ENDED}Exception: Method not found: {method}\n"),
-        )),
+        _ => Reply::Xml(fault(1, &format!("{ENDED}Exception: Method not found: {method}\n"))),
     }
 }
 
@@ -271,10 +256,7 @@ async fn object(shared: &Shared, params: Vec<Value>) -> Reply {
     if uid != Value::Int(UID) || !right {
         return access_denied();
     }
-    let (model, method) = (
-        model.text().unwrap_or_default(),
-        method.text().unwrap_or_default(),
-    );
+    let (model, method) = (model.text().unwrap_or_default(), method.text().unwrap_or_default());
     shared.calls.lock().unwrap().push(format!("{model}.{method}"));
     match (model, method) {
         ("mail.thread", "message_process") => message_process(shared, args, kwargs).await,
@@ -284,10 +266,7 @@ async fn object(shared: &Shared, params: Vec<Value>) -> Reply {
             if method == "search_count" {
                 return int(i64::try_from(records.len()).unwrap());
             }
-            let values: String = records
-                .iter()
-                .map(|id| format!("<value><int>{id}</int></value>"))
-                .collect();
+            let values: String = records.iter().map(|id| format!("<value><int>{id}</int></value>")).collect();
             Reply::Xml(response(&format!("<array><data>{values}</data></array>")))
         }
         _ => Reply::Xml(fault(
@@ -310,22 +289,14 @@ fn search(shared: &Shared, domain: Option<&Value>) -> Vec<i64> {
     }
     let posts = shared.posts.lock().unwrap();
     let found = |post: &&Post| post.message_id.as_deref().is_some_and(|id| ids.contains(&id));
-    posts
-        .iter()
-        .filter(found)
-        .filter_map(|post| post.record)
-        .collect()
+    posts.iter().filter(found).filter_map(|post| post.record).collect()
 }
 
 async fn message_process(shared: &Shared, args: Value, kwargs: Value) -> Reply {
     let Value::Array(mut args) = args else {
         return Reply::Xml(fault(1, "args must be a list"));
     };
-    let mut kwargs = if let Value::Struct(members) = kwargs {
-        members
-    } else {
-        Vec::new()
-    };
+    let mut kwargs = if let Value::Struct(members) = kwargs { members } else { Vec::new() };
     let raw = match kwargs.iter().position(|(name, _)| name == "message") {
         Some(at) => kwargs.remove(at).1.bytes(),
         None if args.len() > 1 => args.remove(1).bytes(),
@@ -337,49 +308,31 @@ async fn message_process(shared: &Shared, args: Value, kwargs: Value) -> Reply {
         );
         return Reply::Xml(fault(1, &text));
     };
-    let model = kwargs
-        .iter()
-        .find(|(name, _)| name == "model")
-        .map(|(_, value)| value)
-        .or(args.first());
+    let model = kwargs.iter().find(|(name, _)| name == "model").map(|(_, value)| value).or(args.first());
     let model = model.and_then(Value::text).map(str::to_owned);
-    let message_id = header_lines(&raw)
-        .find(|(name, _)| name.eq_ignore_ascii_case("message-id"))
-        .map(|(_, line)| {
+    let message_id =
+        header_lines(&raw).find(|(name, _)| name.eq_ignore_ascii_case("message-id")).map(|(_, line)| {
             let line = String::from_utf8_lossy(line);
-            line.split_once(':')
-                .map_or("", |(_, value)| value.trim())
-                .to_owned()
+            line.split_once(':').map_or("", |(_, value)| value.trim()).to_owned()
         });
     let (_in_flight, _) = shared.in_flight.enter("");
     let delay = *shared.delay.lock().unwrap();
     tokio::time::sleep(delay).await;
 
-    let scripted = shared
-        .script
-        .take(&(), |only| memmem::find(&raw, only.as_bytes()).is_some());
+    let scripted = shared.script.take(&(), |only| memmem::find(&raw, only.as_bytes()).is_some());
     let mut posts = shared.posts.lock().unwrap();
     let duplicate = message_id.is_some()
-        && posts
-            .iter()
-            .any(|post| post.record.is_some() && post.message_id == message_id);
+        && posts.iter().any(|post| post.record.is_some() && post.message_id == message_id);
     let answer = scripted.unwrap_or(Answer::Taken);
-    let takes = matches!(
-        answer,
-        Answer::Taken | Answer::TakenThenCut | Answer::TakenThenSilence
-    );
+    let takes = matches!(answer, Answer::Taken | Answer::TakenThenCut | Answer::TakenThenSilence);
     let count = i64::try_from(posts.iter().filter(|post| post.record.is_some()).count()).unwrap();
     let record = (takes && !duplicate).then_some(count + 1);
-    shared.events.emit(|| {
-        format!(
-            "odoo: {} -> {answer:?}",
-            message_id.as_deref().unwrap_or("no Message-Id")
-        )
-    });
+    shared
+        .events
+        .emit(|| format!("odoo: {} -> {answer:?}", message_id.as_deref().unwrap_or("no Message-Id")));
     let from = header_lines(&raw).find(|(name, _)| name.eq_ignore_ascii_case("from"));
-    let from = from
-        .map(|(_, line)| String::from_utf8_lossy(&line[5..]).trim().to_owned())
-        .unwrap_or_default();
+    let from =
+        from.map(|(_, line)| String::from_utf8_lossy(&line[5..]).trim().to_owned()).unwrap_or_default();
     let reply = match &answer {
         Answer::Taken => record.map_or_else(|| bool(false), int),
         Answer::Nothing => bool(false),
@@ -396,15 +349,11 @@ async fn message_process(shared: &Shared, args: Value, kwargs: Value) -> Reply {
             ),
         )),
         Answer::UnknownModel => Reply::Xml(fault(1, "Mailbox unavailable - unknown target model")),
-        Answer::Poison => Reply::Xml(fault(
-            1,
-            &format!("{ENDED}LookupError: unknown encoding: x-unknown\n"),
-        )),
+        Answer::Poison => Reply::Xml(fault(1, &format!("{ENDED}LookupError: unknown encoding: x-unknown\n"))),
         Answer::AccessDenied => access_denied(),
-        Answer::AccessError => Reply::Xml(fault(
-            4,
-            "You are not allowed to create 'Lead' (crm.lead) records.",
-        )),
+        Answer::AccessError => {
+            Reply::Xml(fault(4, "You are not allowed to create 'Lead' (crm.lead) records."))
+        }
         Answer::Fault(code, text) => Reply::Xml(fault(*code, text)),
         Answer::Status(status) => Reply::Status(*status),
         Answer::Cut | Answer::TakenThenCut => Reply::Cut,

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
@@ -118,10 +119,11 @@ impl Config {
         self.text("odoo", "bounce_alias", "bounce");
     }
 
-    /// Writes a file beside the configuration; gives its path.
+    /// Writes a file beside the configuration, as a secret must be: private. Gives its path.
     pub fn secret(&self, name: &str, content: &str) -> PathBuf {
         let path = self.dir.path().join(name);
         std::fs::write(&path, content).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         path
     }
 
@@ -144,12 +146,7 @@ impl Config {
     pub fn toml(&self) -> String {
         let mut text = String::new();
         let mailboxes = self.mailboxes.iter().map(|keys| ("[mailbox]", keys));
-        for (name, keys) in self
-            .sections
-            .iter()
-            .map(|(name, keys)| (name.as_str(), keys))
-            .chain(mailboxes)
-        {
+        for (name, keys) in self.sections.iter().map(|(name, keys)| (name.as_str(), keys)).chain(mailboxes) {
             writeln!(text, "[{name}]").unwrap();
             for (key, value) in keys {
                 writeln!(text, "{key} = {value}").unwrap();
@@ -165,43 +162,24 @@ impl Config {
 
     fn command(&self) -> Command {
         let mut command = Command::new(&self.binary);
-        command
-            .env_remove("CREDENTIALS_DIRECTORY")
-            .env_remove("NOTIFY_SOCKET")
-            .env_remove("RUST_LOG");
+        command.env_remove("CREDENTIALS_DIRECTORY").env_remove("NOTIFY_SOCKET").env_remove("RUST_LOG");
         command.envs(self.env.iter().map(|(name, value)| (name, value)));
-        command
-            .current_dir(self.dir.path())
-            .stdin(Stdio::null())
-            .kill_on_drop(true);
+        command.current_dir(self.dir.path()).stdin(Stdio::null()).kill_on_drop(true);
         command
     }
 
     /// Starts the daemon, without waiting for anything.
     pub fn spawn(&self) -> Relay {
         let mut command = self.command();
-        command
-            .args(["run", "-c"])
-            .arg(self.write())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = command
-            .spawn()
-            .unwrap_or_else(|error| panic!("{}: {error}", self.binary.display()));
+        command.args(["run", "-c"]).arg(self.write()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("{}: {error}", self.binary.display()));
         let log = Arc::new(Mutex::new(Vec::new()));
         let events = Events::default();
         let readers = vec![
             collect(child.stdout.take().unwrap(), Arc::clone(&log), events.clone()),
             collect(child.stderr.take().unwrap(), Arc::clone(&log), events.clone()),
         ];
-        Relay {
-            child,
-            readers,
-            log,
-            events,
-            submission: self.submission,
-            admin: self.admin,
-        }
+        Relay { child, readers, log, events, submission: self.submission, admin: self.admin }
     }
 
     /// Starts the daemon, and waits until it greets an SMTP client.
@@ -216,10 +194,7 @@ impl Config {
         let mut command = self.command();
         command.args(arguments).arg("-c").arg(self.write());
         let output = timeout(Duration::from_secs(60), command.output());
-        let output = output
-            .await
-            .unwrap_or_else(|_| panic!("{arguments:?} does not end"))
-            .unwrap();
+        let output = output.await.unwrap_or_else(|_| panic!("{arguments:?} does not end")).unwrap();
         Output {
             code: output.status.code(),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -230,9 +205,7 @@ impl Config {
     /// Consents for a mailbox, with a refresh token got elsewhere.
     pub async fn connect(&self, mailbox: &str, refresh_token: &str) -> Output {
         let file = self.secret("refresh-token", refresh_token);
-        let output = self
-            .cli(&["connect", mailbox, "--refresh-token-file", file.to_str().unwrap()])
-            .await;
+        let output = self.cli(&["connect", mailbox, "--refresh-token-file", file.to_str().unwrap()]).await;
         std::fs::remove_file(file).unwrap();
         output
     }
@@ -287,11 +260,7 @@ impl Relay {
                     return;
                 }
             }
-            assert!(
-                Instant::now() < end,
-                "the relay is not ready:\n{}",
-                self.log().join("\n")
-            );
+            assert!(Instant::now() < end, "the relay is not ready:\n{}", self.log().join("\n"));
             sleep(Duration::from_millis(10)).await;
         }
     }
@@ -315,10 +284,7 @@ impl Relay {
     /// Sends a signal by its name: `TERM`, `HUP`, `STOP`, `CONT`.
     pub fn signal(&self, name: &str) {
         let pid = self.pid().expect("a running process");
-        let sent = std::process::Command::new("kill")
-            .args(["-s", name, &pid.to_string()])
-            .status()
-            .unwrap();
+        let sent = std::process::Command::new("kill").args(["-s", name, &pid.to_string()]).status().unwrap();
         assert!(sent.success());
     }
 
@@ -338,10 +304,7 @@ impl Relay {
                 self.read_to_end().await;
                 status.unwrap().code()
             }
-            Err(_) => panic!(
-                "the relay still runs after {deadline:?}:\n{}",
-                self.log().join("\n")
-            ),
+            Err(_) => panic!("the relay still runs after {deadline:?}:\n{}", self.log().join("\n")),
         }
     }
 
@@ -359,12 +322,7 @@ impl Relay {
 
     /// How many lines contain this.
     pub fn count_log(&self, part: &str) -> usize {
-        self.log
-            .lock()
-            .unwrap()
-            .iter()
-            .filter(|line| line.contains(part))
-            .count()
+        self.log.lock().unwrap().iter().filter(|line| line.contains(part)).count()
     }
 
     /// Waits for a line that contains this, and gives the first.
@@ -402,11 +360,7 @@ fn binary() -> PathBuf {
     option_env!("CARGO_BIN_EXE_outlook-relay").map_or_else(
         || {
             let example = std::env::current_exe().unwrap();
-            example
-                .parent()
-                .and_then(Path::parent)
-                .unwrap()
-                .join("outlook-relay")
+            example.parent().and_then(Path::parent).unwrap().join("outlook-relay")
         },
         PathBuf::from,
     )

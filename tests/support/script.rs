@@ -15,12 +15,7 @@ pub struct Rule<S, F> {
 impl<S, F> Rule<S, F> {
     /// Happens once, to whoever comes first.
     pub fn new(step: S, fault: F) -> Self {
-        Self {
-            step,
-            fault,
-            left: Some(1),
-            only: None,
-        }
+        Self { step, fault, left: Some(1), only: None }
     }
 
     /// Happens `n` times.
@@ -51,10 +46,7 @@ pub struct Script<S, F> {
 
 impl<S, F> Default for Script<S, F> {
     fn default() -> Self {
-        Self {
-            rules: Mutex::new(Vec::new()),
-            len: AtomicUsize::new(0),
-        }
+        Self { rules: Mutex::new(Vec::new()), len: AtomicUsize::new(0) }
     }
 }
 
@@ -84,9 +76,8 @@ impl<S: PartialEq, F: Clone> Script<S, F> {
             return None;
         }
         let mut rules = self.rules.lock().unwrap();
-        let at = rules
-            .iter()
-            .position(|rule| rule.step == *step && rule.only.as_deref().is_none_or(&matches))?;
+        let at =
+            rules.iter().position(|rule| rule.step == *step && rule.only.as_deref().is_none_or(&matches))?;
         let rule = &mut rules[at];
         let fault = rule.fault.clone();
         if let Some(left) = &mut rule.left {

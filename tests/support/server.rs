@@ -28,12 +28,7 @@ impl Server {
         let (wanted, want) = watch::channel(true);
         let (state, is) = watch::channel(true);
         let task = tokio::spawn(accept(listener, handle, want, state));
-        Self {
-            addr,
-            wanted,
-            is,
-            task,
-        }
+        Self { addr, wanted, is, task }
     }
 
     /// Where it listens, or listened.

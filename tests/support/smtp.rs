@@ -220,11 +220,7 @@ impl Smtp {
 
     /// Takes an extension out of the EHLO replies, by its first word.
     pub fn drop_extension(&self, word: &str) {
-        self.shared
-            .dropped
-            .lock()
-            .unwrap()
-            .insert(word.to_ascii_uppercase());
+        self.shared.dropped.lock().unwrap().insert(word.to_ascii_uppercase());
     }
 
     /// `true`: a wrong token is answered with 334 and JSON, and only then with 535, as servers other than Exchange do.

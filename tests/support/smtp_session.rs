@@ -70,25 +70,16 @@ impl Session {
         self.fault(Step::Connect, &[]).await?;
         if !self.fault(Step::Banner, &[]).await? {
             let now = jiff::Timestamp::now().strftime("%a, %d %b %Y %H:%M:%S +0000");
-            self.wire
-                .say(&format!("220 {HOST} Microsoft ESMTP MAIL Service ready at {now}"));
+            self.wire.say(&format!("220 {HOST} Microsoft ESMTP MAIL Service ready at {now}"));
         }
         loop {
             let Some(line) = self.wire.line().await? else {
                 return Err(End);
             };
-            let verb = line
-                .split([' ', ':'])
-                .next()
-                .unwrap_or_default()
-                .to_ascii_uppercase();
+            let verb = line.split([' ', ':']).next().unwrap_or_default().to_ascii_uppercase();
             if self.shared.recording.load(Ordering::Relaxed) {
                 let shown = if verb == "AUTH" { "AUTH" } else { &line };
-                self.shared
-                    .commands
-                    .lock()
-                    .unwrap()
-                    .push((self.number, shown.to_owned()));
+                self.shared.commands.lock().unwrap().push((self.number, shown.to_owned()));
             }
             match verb.as_str() {
                 "EHLO" | "HELO" => self.ehlo(&line).await?,
@@ -184,16 +175,14 @@ impl Session {
         }
         let last = lines.len() - 1;
         for (at, text) in lines.iter().enumerate() {
-            self.wire
-                .say(&format!("250{}{text}", if at == last { ' ' } else { '-' }));
+            self.wire.say(&format!("250{}{text}", if at == last { ' ' } else { '-' }));
         }
         Ok(())
     }
 
     async fn starttls(&mut self) -> Result<(), End> {
         if self.tls {
-            self.wire
-                .say("503 5.5.2 Only one STARTTLS command can be issued per session");
+            self.wire.say("503 5.5.2 Only one STARTTLS command can be issued per session");
             return Ok(());
         }
         let script = self.shared.script.take(&Step::StartTls, |_| false);
@@ -244,9 +233,7 @@ impl Session {
             return Ok(());
         }
         let accepted = (self.shared.check)(&user, &token);
-        self.shared
-            .events
-            .emit(|| format!("smtp: AUTH {user} -> {accepted}"));
+        self.shared.events.emit(|| format!("smtp: AUTH {user} -> {accepted}"));
         if accepted {
             self.login = Some(self.shared.connections.enter(&user));
             self.user = user;
@@ -259,9 +246,7 @@ impl Session {
             self.wire.line().await?.ok_or(End)?;
         }
         let now = jiff::Timestamp::now();
-        self.wire.say(&format!(
-            "535 5.7.3 Authentication unsuccessful [{HOST} {now} 08DE28A1B2C3D4E5]"
-        ));
+        self.wire.say(&format!("535 5.7.3 Authentication unsuccessful [{HOST} {now} 08DE28A1B2C3D4E5]"));
         Ok(())
     }
 
@@ -271,9 +256,7 @@ impl Session {
             return Ok(());
         }
         let Some((_, rank)) = &self.login else {
-            self.wire.say(&format!(
-                "530 5.7.57 Client not authenticated to send mail. [{HOST}]"
-            ));
+            self.wire.say(&format!("530 5.7.57 Client not authenticated to send mail. [{HOST}]"));
             return Ok(());
         };
         let limit = self.shared.limit.load(Ordering::Relaxed);
@@ -326,11 +309,7 @@ impl Session {
                 return Err(End);
             }
             let user = &self.user;
-            match self
-                .shared
-                .script
-                .take(&Step::MidData, |only| user.eq_ignore_ascii_case(only))
-            {
+            match self.shared.script.take(&Step::MidData, |only| user.eq_ignore_ascii_case(only)) {
                 Some(Fault::Silence) => std::future::pending().await,
                 Some(Fault::Reply(text)) => {
                     self.wire.say(&text);
@@ -368,10 +347,7 @@ impl Session {
         let fault = if self.shared.script.pending() > 0 {
             self.shared.script.take(&Step::AfterDot, |only| {
                 self.user.eq_ignore_ascii_case(only)
-                    || self
-                        .recipients
-                        .iter()
-                        .any(|recipient| recipient.eq_ignore_ascii_case(only))
+                    || self.recipients.iter().any(|recipient| recipient.eq_ignore_ascii_case(only))
                     || memmem::find(&data, only.as_bytes()).is_some()
             })
         } else {
@@ -388,13 +364,11 @@ impl Session {
             }
             None if data.len() > MAX_SIZE => {
                 self.reset();
-                self.wire
-                    .say("552 5.3.4 Message size exceeds fixed maximum message size");
+                self.wire.say("552 5.3.4 Message size exceeds fixed maximum message size");
             }
             None => {
                 self.keep(data);
-                self.wire
-                    .say(&format!("250 2.0.0 OK <{}@{HOST}> [Hostname={HOST}]", uuid()));
+                self.wire.say(&format!("250 2.0.0 OK <{}@{HOST}> [Hostname={HOST}]", uuid()));
             }
         }
         Ok(())
@@ -417,9 +391,7 @@ impl Session {
             if let Some(hook) = hook {
                 hook(&delivered);
             }
-            self.shared
-                .events
-                .emit(|| format!("smtp: {} -> {:?}", delivered.mailbox, delivered.recipients));
+            self.shared.events.emit(|| format!("smtp: {} -> {:?}", delivered.mailbox, delivered.recipients));
             if recording {
                 self.shared.delivered.lock().unwrap().push(delivered);
             }
@@ -441,8 +413,5 @@ pub(super) fn xoauth2(response: &str) -> Option<(String, String)> {
 fn path_and_params(line: &str) -> (String, Vec<String>) {
     let rest = line.split_once('<').map_or("", |(_, rest)| rest);
     let (address, params) = rest.split_once('>').unwrap_or((rest, ""));
-    (
-        address.to_owned(),
-        params.split_whitespace().map(str::to_owned).collect(),
-    )
+    (address.to_owned(), params.split_whitespace().map(str::to_owned).collect())
 }

@@ -37,8 +37,7 @@ impl Tls {
     pub fn for_names(names: &[&str]) -> Self {
         let ca_key = KeyPair::generate().unwrap();
         let mut ca = CertificateParams::default();
-        ca.distinguished_name
-            .push(DnType::CommonName, "Throw-away test authority");
+        ca.distinguished_name.push(DnType::CommonName, "Throw-away test authority");
         ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let ca_pem = ca.self_signed(&ca_key).unwrap().pem();
@@ -55,9 +54,7 @@ impl Tls {
         let dir = TempDir::new().unwrap();
         std::fs::write(dir.path().join("ca.pem"), &ca_pem).unwrap();
         let mut roots = RootCertStore::empty();
-        roots
-            .add(CertificateDer::from_pem_slice(ca_pem.as_bytes()).unwrap())
-            .unwrap();
+        roots.add(CertificateDer::from_pem_slice(ca_pem.as_bytes()).unwrap()).unwrap();
         let client = ClientConfig::builder_with_provider(Arc::new(default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
@@ -98,9 +95,6 @@ impl Tls {
 
     /// The client's side, trusting only this authority, talking to `localhost`.
     pub async fn connect<S: Io + 'static>(&self, io: S) -> tokio_rustls::client::TlsStream<S> {
-        self.connector
-            .connect(ServerName::try_from("localhost").unwrap(), io)
-            .await
-            .unwrap()
+        self.connector.connect(ServerName::try_from("localhost").unwrap(), io).await.unwrap()
     }
 }

@@ -31,8 +31,5 @@ pub async fn eventually<T, S: Debug>(
 
 /// [`eventually`] for a plain condition.
 pub async fn until(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool) {
-    eventually(deadline, what, || {
-        if condition() { Ok(()) } else { Err("still false") }
-    })
-    .await;
+    eventually(deadline, what, || if condition() { Ok(()) } else { Err("still false") }).await;
 }

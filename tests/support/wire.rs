@@ -22,11 +22,7 @@ pub struct Wire {
 
 impl Wire {
     pub fn new(io: impl Io + 'static) -> Self {
-        Self {
-            io: Box::new(io),
-            input: BytesMut::with_capacity(16 << 10),
-            output: Vec::new(),
-        }
+        Self { io: Box::new(io), input: BytesMut::with_capacity(16 << 10), output: Vec::new() }
     }
 
     /// The stream underneath, for a TLS handshake. Bytes read ahead are dropped, as RFC 3207 section 4 asks.
@@ -77,10 +73,7 @@ impl Wire {
 
     /// The next line without its line end; `None` at the end of the stream. Bytes that are not UTF-8 are replaced.
     pub async fn line(&mut self) -> io::Result<Option<String>> {
-        Ok(self
-            .line_bytes()
-            .await?
-            .map(|line| String::from_utf8_lossy(&line).into_owned()))
+        Ok(self.line_bytes().await?.map(|line| String::from_utf8_lossy(&line).into_owned()))
     }
 
     /// The next line without its line end, byte by byte as it came.

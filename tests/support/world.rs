@@ -22,24 +22,13 @@ impl World {
         let smtp = Smtp::start(&tls, entra.check()).await;
         let imap = Imap::start(&tls, entra.check()).await;
         smtp.set_hook(imap.sent_items());
-        Self {
-            tls,
-            entra,
-            smtp,
-            imap,
-            odoo,
-        }
+        Self { tls, entra, smtp, imap, odoo }
     }
 
     /// A configuration for this world, without mailboxes, and without pacing, which would slow every test down.
     pub fn config(&self) -> Config {
         let mut config = Config::new();
-        config.microsoft(
-            &self.tls,
-            &self.entra,
-            &self.smtp.endpoint(),
-            &self.imap.endpoint(),
-        );
+        config.microsoft(&self.tls, &self.entra, &self.smtp.endpoint(), &self.imap.endpoint());
         config.odoo(&self.odoo);
         config.raw("delivery", "messages_per_minute", "0");
         config

@@ -21,29 +21,18 @@ pub enum Value {
 impl Value {
     /// The text of a string.
     pub fn text(&self) -> Option<&str> {
-        if let Self::Text(text) = self {
-            Some(text)
-        } else {
-            None
-        }
+        if let Self::Text(text) = self { Some(text) } else { None }
     }
 
     /// The elements of an array.
     pub fn array(&self) -> &[Self] {
-        if let Self::Array(values) = self {
-            values
-        } else {
-            &[]
-        }
+        if let Self::Array(values) = self { values } else { &[] }
     }
 
     /// A member of a struct.
     pub fn member(&self, name: &str) -> Option<&Self> {
         let Self::Struct(members) = self else { return None };
-        members
-            .iter()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value)
+        members.iter().find(|(key, _)| key == name).map(|(_, value)| value)
     }
 
     /// What Odoo takes as the bytes of a message: binary data, or the UTF-8 of a string.
@@ -83,10 +72,7 @@ pub fn response(value: &str) -> String {
 
 /// A fault.
 pub fn fault(code: i64, text: &str) -> String {
-    let text = text
-        .replace('&', "&amp;")
-        .replace('<', "&lt;")
-        .replace('>', "&gt;");
+    let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
     format!(
         "<?xml version='1.0'?>\n<methodResponse>\n<fault>\n<value><struct>\n<member>\n<name>faultCode</name>\n\
          <value><int>{code}</int></value>\n</member>\n<member>\n<name>faultString</name>\n\
@@ -194,12 +180,7 @@ impl<'a> Reader<'a> {
 
 /// With line breaks inside or without, which is the quick way for a large message.
 fn unbase64(text: &[u8]) -> Option<Vec<u8>> {
-    let folded = || {
-        text.iter()
-            .copied()
-            .filter(|byte| !byte.is_ascii_whitespace())
-            .collect::<Vec<_>>()
-    };
+    let folded = || text.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect::<Vec<_>>();
     STANDARD.decode(text).or_else(|_| STANDARD.decode(folded())).ok()
 }
 

@@ -20,10 +20,7 @@ async fn dovecot_takes_good_tokens_and_keeps_mail() {
     server.deliver(JOHN, "INBOX", &raw);
     let (mut client, _) = ImapClient::connect(server.imap_addr(), &tls).await;
     for bad in [&expired, &other] {
-        assert_eq!(
-            client.cmd(&format!("AUTHENTICATE XOAUTH2 {bad}")).await.status,
-            "NO"
-        );
+        assert_eq!(client.cmd(&format!("AUTHENTICATE XOAUTH2 {bad}")).await.status, "NO");
     }
     let done = client.cmd(&format!("AUTHENTICATE XOAUTH2 {good}")).await;
     assert_eq!(done.status, "OK", "{done:?} {}", server.log());
@@ -32,10 +29,7 @@ async fn dovecot_takes_good_tokens_and_keeps_mail() {
     assert!(fetched.untagged[0].contains("one@test"), "{fetched:?}");
     assert_eq!(server.messages(JOHN, "INBOX")[0].raw, raw);
     client.cmd("UID STORE 1 +FLAGS (\\Seen)").await;
-    until(SOON, "the flag in the file's name", || {
-        server.messages(JOHN, "INBOX")[0].flags == "S"
-    })
-    .await;
+    until(SOON, "the flag in the file's name", || server.messages(JOHN, "INBOX")[0].flags == "S").await;
 
     let mut client = SmtpClient::connect_tls(server.smtp_addr(), &tls).await;
     assert_eq!(client.cmd(&format!("AUTH XOAUTH2 {expired}")).await.code, 334);
@@ -47,10 +41,7 @@ async fn dovecot_takes_good_tokens_and_keeps_mail() {
     let sunk = server.wait_for_sunk(1).await;
     assert_eq!(sunk[0].mail_from, JOHN);
     assert_eq!(sunk[0].recipients, ["x@y.test", "hidden@y.test"]);
-    assert_eq!(
-        String::from_utf8_lossy(&sunk[0].raw),
-        String::from_utf8_lossy(&raw)
-    );
+    assert_eq!(String::from_utf8_lossy(&sunk[0].raw), String::from_utf8_lossy(&raw));
 
     server.down();
     assert!(tokio::net::TcpStream::connect(server.imap_addr()).await.is_err());
@@ -65,10 +56,7 @@ fn dumps_of_the_sink_are_read() {
     let dump = b"X-Client-Addr: 127.0.0.1\nX-Mail-Args: <a@b.c> SIZE=20\nX-Rcpt-Args: <x@y.z> NOTIFY=NEVER\n\
         Received: from [127.0.0.1]\n\tby smtp-sink\nX-Mine: 1\nSubject: hi\n\n\n.dot\n\n";
     let sunk = parse_dump(dump).unwrap();
-    assert_eq!(
-        (sunk.mail_from.as_str(), &sunk.mail_params[..]),
-        ("a@b.c", &["SIZE=20".to_owned()][..])
-    );
+    assert_eq!((sunk.mail_from.as_str(), &sunk.mail_params[..]), ("a@b.c", &["SIZE=20".to_owned()][..]));
     assert_eq!(sunk.recipients, ["x@y.z"]);
     assert_eq!(sunk.raw, b"X-Mine: 1\r\nSubject: hi\r\n\r\n\r\n.dot\r\n");
     assert!(parse_dump(&dump[..dump.len() - 1]).is_none());

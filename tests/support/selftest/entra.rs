@@ -12,9 +12,7 @@ use crate::support::wait::{SOON, until};
 const JOHN: &str = "john@example.com";
 
 async fn ask(entra: &Entra, parameters: &[(&str, &str)]) -> Option<(u16, Value)> {
-    let body = url::form_urlencoded::Serializer::new(String::new())
-        .extend_pairs(parameters)
-        .finish();
+    let body = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(parameters).finish();
     let addr = entra.server.addr();
     let form = "application/x-www-form-urlencoded";
     let (status, body) = post(addr, "/common/oauth2/v2.0/token", form, &[], body.as_bytes()).await?;
@@ -43,21 +41,14 @@ async fn a_refresh_rotates_the_token_and_gives_one_that_opens_the_mailbox() {
     assert!(check("John@Example.com", access));
     assert!(!check("jane@example.com", access));
     assert!(!check(JOHN, &format!("{access}A")));
-    assert!(
-        !check(JOHN, &entra.access_token(JOHN, -1)),
-        "an expired token opened the mailbox"
-    );
+    assert!(!check(JOHN, &entra.access_token(JOHN, -1)), "an expired token opened the mailbox");
     entra.allow_delegate(JOHN, "sales@example.com");
     assert!(check("sales@example.com", access));
 
     let second = answer["refresh_token"].as_str().unwrap();
     assert_ne!(second, first);
     assert_eq!(entra.refresh_token(JOHN).as_deref(), Some(second));
-    assert_eq!(
-        refresh(&entra, &first).await.unwrap().0,
-        200,
-        "Microsoft keeps old refresh tokens valid"
-    );
+    assert_eq!(refresh(&entra, &first).await.unwrap().0, 200, "Microsoft keeps old refresh tokens valid");
     entra.set_old_tokens_work(false);
     let (status, answer) = refresh(&entra, &first).await.unwrap();
     assert_eq!((status, &answer["error"]), (400, &json!("invalid_grant")));
@@ -76,63 +67,39 @@ async fn the_client_is_authenticated() {
     let refresh = ("refresh_token", token.as_str());
     let id = ("client_id", CLIENT_ID);
     let code = async |parameters: &[(&str, &str)]| {
-        ask(&entra, parameters).await.unwrap().1["error_codes"][0]
-            .as_u64()
-            .unwrap_or_default()
+        ask(&entra, parameters).await.unwrap().1["error_codes"][0].as_u64().unwrap_or_default()
     };
     assert_eq!(code(&[grant, refresh, ("client_id", "other")]).await, 700_016);
-    assert_eq!(
-        code(&[grant, refresh, id, ("client_secret", "wrong")]).await,
-        7_000_215
-    );
+    assert_eq!(code(&[grant, refresh, id, ("client_secret", "wrong")]).await, 7_000_215);
     assert_eq!(code(&[grant, refresh, id]).await, 7_000_218);
     entra.set_client(CLIENT_ID, None);
-    assert_eq!(
-        code(&[grant, refresh, id, ("client_secret", CLIENT_SECRET)]).await,
-        700_025
-    );
+    assert_eq!(code(&[grant, refresh, id, ("client_secret", CLIENT_SECRET)]).await, 700_025);
     assert_eq!(code(&[grant, refresh, id]).await, 0);
     entra.set_app_mailbox("app@example.com");
-    let (_, answer) = ask(&entra, &[("grant_type", "client_credentials"), id])
-        .await
-        .unwrap();
+    let (_, answer) = ask(&entra, &[("grant_type", "client_credentials"), id]).await.unwrap();
     assert!(answer.get("refresh_token").is_none());
     let access = answer["access_token"].as_str().unwrap();
-    assert!(
-        entra.check()(JOHN, access),
-        "an app-only token opens every mailbox of the tenant"
-    );
+    assert!(entra.check()(JOHN, access), "an app-only token opens every mailbox of the tenant");
 }
 
 #[tokio::test]
 async fn scripted_answers_come_in_order_and_only_where_meant() {
     let entra = Entra::start().await;
     let (john, jane) = (entra.add_mailbox(JOHN), entra.add_mailbox("jane@example.com"));
-    let expired = Answer::error(
-        400,
-        "invalid_grant",
-        700_082,
-        "The refresh token has expired due to inactivity.",
-    )
-    .member("suberror", json!("bad_token"))
-    .header("Retry-After", "7");
+    let expired =
+        Answer::error(400, "invalid_grant", 700_082, "The refresh token has expired due to inactivity.")
+            .member("suberror", json!("bad_token"))
+            .header("Retry-After", "7");
     entra.script(Rule::new((), expired).only(JOHN));
     entra.script(Rule::new((), Answer::Cut).times(2).only(JOHN));
     assert_eq!(refresh(&entra, &jane).await.unwrap().0, 200);
     let (status, answer) = refresh(&entra, &john).await.unwrap();
     assert_eq!((status, &answer["suberror"]), (400, &json!("bad_token")));
     let text = answer["error_description"].as_str().unwrap();
-    assert!(
-        text.starts_with("AADSTS700082: The refresh token") && text.contains("Trace ID: "),
-        "{text}"
-    );
+    assert!(text.starts_with("AADSTS700082: The refresh token") && text.contains("Trace ID: "), "{text}");
     assert!(refresh(&entra, &john).await.is_none());
     assert!(refresh(&entra, &john).await.is_none());
-    assert_eq!(
-        entra.refresh_token(JOHN),
-        Some(john.clone()),
-        "a cut connection rotated the token"
-    );
+    assert_eq!(entra.refresh_token(JOHN), Some(john.clone()), "a cut connection rotated the token");
     entra.answer_next(Answer::RotateThenCut);
     assert!(refresh(&entra, &john).await.is_none());
     assert_ne!(entra.refresh_token(JOHN), Some(john.clone()));

@@ -28,8 +28,7 @@ impl World {
     }
 
     fn deliver(&self, id: &str) -> u32 {
-        self.imap
-            .deliver(JOHN, "INBOX", &message("a@x.test", JOHN, id, "Grüße"))
+        self.imap.deliver(JOHN, "INBOX", &message("a@x.test", JOHN, id, "Grüße"))
     }
 
     fn seen(&self, uid: u32) -> bool {
@@ -41,43 +40,22 @@ impl World {
 async fn only_a_valid_token_gets_in() {
     let world = world().await;
     let (mut client, greeting) = ImapClient::connect(world.imap.addr(), &world.tls).await;
-    assert!(
-        greeting.starts_with("* OK The Microsoft Exchange IMAP4 service is ready."),
-        "{greeting}"
-    );
+    assert!(greeting.starts_with("* OK The Microsoft Exchange IMAP4 service is ready."), "{greeting}");
     assert!(client.cmd("CAPABILITY").await.find("AUTH=XOAUTH2").is_some());
     assert_eq!(client.cmd("SELECT INBOX").await.status, "BAD");
     let expired = xoauth2(JOHN, &world.entra.access_token(JOHN, -1));
     let refused = client.cmd(&format!("AUTHENTICATE XOAUTH2 {expired}")).await;
-    assert_eq!(
-        (refused.status.as_str(), refused.text.as_str()),
-        ("NO", "AUTHENTICATE failed.")
-    );
+    assert_eq!((refused.status.as_str(), refused.text.as_str()), ("NO", "AUTHENTICATE failed."));
     assert!(refused.untagged.is_empty(), "Exchange refuses at once");
     world.imap.set_generic_failure(true);
     let refused = client.cmd(&format!("AUTHENTICATE XOAUTH2 {expired}")).await;
     assert_eq!((refused.status.as_str(), refused.untagged.len()), ("NO", 1));
     client.start("AUTHENTICATE XOAUTH2").await;
     assert_eq!(client.line().await.unwrap(), "+ ");
-    client
-        .say(&xoauth2(JOHN, &world.entra.access_token(JOHN, 60)))
-        .await;
-    assert!(
-        client
-            .line()
-            .await
-            .unwrap()
-            .contains("OK AUTHENTICATE completed.")
-    );
+    client.say(&xoauth2(JOHN, &world.entra.access_token(JOHN, 60))).await;
+    assert!(client.line().await.unwrap().contains("OK AUTHENTICATE completed."));
     assert_eq!(world.imap.connections_now(JOHN), 1);
-    assert!(
-        world
-            .imap
-            .commands()
-            .iter()
-            .all(|(_, line)| !line.contains("XOAUTH2")),
-        "a token was recorded"
-    );
+    assert!(world.imap.commands().iter().all(|(_, line)| !line.contains("XOAUTH2")), "a token was recorded");
     client.cmd("LOGOUT").await;
     assert!(client.line().await.is_none());
 }
@@ -97,35 +75,20 @@ async fn messages_are_found_read_and_marked() {
         "{selected:?}"
     );
 
-    let fetched = client
-        .cmd("UID FETCH 1:* (UID FLAGS RFC822.SIZE INTERNALDATE BODY.PEEK[])")
-        .await;
+    let fetched = client.cmd("UID FETCH 1:* (UID FLAGS RFC822.SIZE INTERNALDATE BODY.PEEK[])").await;
     let line = fetched.find("one@test").unwrap();
-    assert!(
-        line.starts_with("* 1 FETCH (UID 1 FLAGS () RFC822.SIZE "),
-        "{line}"
-    );
+    assert!(line.starts_with("* 1 FETCH (UID 1 FLAGS () RFC822.SIZE "), "{line}");
     assert!(line.contains("\r\n\r\nHello\r\n.a line with a dot\r\n"), "{line}");
     assert!(!world.seen(one), "PEEK has marked the message");
-    let fetched = client
-        .cmd("UID FETCH 2 (BODY.PEEK[HEADER.FIELDS (MESSAGE-ID SUBJECT)])")
-        .await;
-    assert!(
-        fetched.untagged[0].contains("Message-Id: <two@test>\r\nSubject: Grüße\r\n\r\n"),
-        "{fetched:?}"
-    );
+    let fetched = client.cmd("UID FETCH 2 (BODY.PEEK[HEADER.FIELDS (MESSAGE-ID SUBJECT)])").await;
+    assert!(fetched.untagged[0].contains("Message-Id: <two@test>\r\nSubject: Grüße\r\n\r\n"), "{fetched:?}");
     client.cmd("UID FETCH 2 BODY[]<0.10>").await;
     assert!(world.seen(two), "BODY[] has not marked the message");
 
     let found = async |client: &mut ImapClient, keys: &str| {
         let done = client.cmd(&format!("UID SEARCH {keys}")).await;
         assert_eq!(done.status, "OK", "{keys}: {done:?}");
-        done.find("* SEARCH")
-            .unwrap()
-            .strip_prefix("* SEARCH")
-            .unwrap()
-            .trim()
-            .to_owned()
+        done.find("* SEARCH").unwrap().strip_prefix("* SEARCH").unwrap().trim().to_owned()
     };
     for (keys, uids) in [
         ("ALL", "1 2"),
@@ -147,10 +110,7 @@ async fn messages_are_found_read_and_marked() {
     client.cmd("UID STORE 1 +FLAGS.SILENT (\\seen)").await;
     assert!(world.seen(one));
     let stored = client.cmd("UID STORE 1:2 -FLAGS (\\Seen)").await;
-    assert_eq!(
-        stored.untagged,
-        ["* 1 FETCH (FLAGS () UID 1)", "* 2 FETCH (FLAGS () UID 2)"]
-    );
+    assert_eq!(stored.untagged, ["* 1 FETCH (FLAGS () UID 1)", "* 2 FETCH (FLAGS () UID 2)"]);
     client.cmd("EXAMINE INBOX").await;
     assert_eq!(client.cmd("UID STORE 1 +FLAGS (\\Seen)").await.status, "NO");
     client.cmd("UID FETCH 1 BODY[]").await;
@@ -164,24 +124,12 @@ async fn messages_move_and_vanish() {
         world.deliver(id);
     }
     let mut client = world.login().await;
-    assert!(
-        client
-            .cmd("LIST \"\" *")
-            .await
-            .find("\\Sent) \"/\" \"Sent Items\"")
-            .is_some()
-    );
+    assert!(client.cmd("LIST \"\" *").await.find("\\Sent) \"/\" \"Sent Items\"").is_some());
     client.cmd("SELECT {5+}\r\nINBOX").await;
     let moved = client.cmd("UID MOVE 2 \"Deleted Items\"").await;
     assert_eq!(moved.untagged, ["* OK [COPYUID 16 2 1] Moved.", "* 2 EXPUNGE"]);
     assert_eq!(world.imap.messages(JOHN, "Deleted Items").len(), 1);
-    assert!(
-        client
-            .cmd("UID COPY 1 Nowhere")
-            .await
-            .text
-            .starts_with("[TRYCREATE]")
-    );
+    assert!(client.cmd("UID COPY 1 Nowhere").await.text.starts_with("[TRYCREATE]"));
     client.cmd("CREATE Nowhere").await;
     assert_eq!(client.cmd("UID COPY 1 Nowhere").await.status, "OK");
     client.cmd("UID STORE 1,3 +FLAGS (\\Deleted)").await;
@@ -214,10 +162,7 @@ async fn idle_announces_what_arrives() {
     client.start("IDLE").await;
     client.line().await.unwrap();
     world.imap.bye(JOHN, "Session invalidated - AccessTokenExpired");
-    assert_eq!(
-        client.line().await.unwrap(),
-        "* BYE Session invalidated - AccessTokenExpired"
-    );
+    assert_eq!(client.line().await.unwrap(), "* BYE Session invalidated - AccessTokenExpired");
     assert!(client.line().await.is_none());
 }
 
@@ -227,15 +172,10 @@ async fn faults_happen_at_the_command_they_are_planned_for() {
     let uid = world.deliver("1@t");
     let imap = &world.imap;
     imap.script(
-        Rule::new("SELECT", Fault::bad("User is authenticated but not connected."))
-            .times(2)
-            .only(JOHN),
+        Rule::new("SELECT", Fault::bad("User is authenticated but not connected.")).times(2).only(JOHN),
     );
     let mut client = world.login().await;
-    assert_eq!(
-        client.cmd("SELECT INBOX").await.text,
-        "User is authenticated but not connected."
-    );
+    assert_eq!(client.cmd("SELECT INBOX").await.text, "User is authenticated but not connected.");
     assert_eq!(client.cmd("SELECT INBOX").await.status, "BAD");
     assert_eq!(client.cmd("SELECT INBOX").await.status, "OK");
     imap.fail_next("UID SEARCH", Fault::no("Server Unavailable. 15"));

@@ -33,9 +33,7 @@ impl World {
     async fn login(&self) -> SmtpClient {
         let mut client = SmtpClient::connect_tls(self.smtp.addr(), &self.tls).await;
         let token = self.entra.access_token(JOHN, 3600);
-        let reply = client
-            .cmd(&format!("AUTH XOAUTH2 {}", xoauth2(JOHN, &token)))
-            .await;
+        let reply = client.cmd(&format!("AUTH XOAUTH2 {}", xoauth2(JOHN, &token))).await;
         assert_eq!(reply.code, 235, "{reply:?}");
         client
     }
@@ -52,34 +50,21 @@ async fn a_message_arrives_byte_by_byte() {
     let raw = b".first\r\n\r\n..\r\n.\r\n. end\r\nbare\n.\nlf\r\n".to_vec();
     let reply = client.send(JOHN, &[TO, "second@x.test"], &raw).await;
     assert_eq!(reply.code, 250, "{reply:?}");
-    assert!(
-        reply.text.starts_with("2.0.0 OK <") && reply.text.contains("[Hostname="),
-        "{reply:?}"
-    );
+    assert!(reply.text.starts_with("2.0.0 OK <") && reply.text.contains("[Hostname="), "{reply:?}");
     assert_eq!(client.send(JOHN, &[TO], b"").await.code, 250);
     assert_eq!(client.cmd("QUIT").await.code, 221);
     assert!(client.try_cmd("NOOP").await.is_none());
 
     let delivered = world.smtp.delivered();
     assert_eq!(delivered.len(), 2);
-    assert_eq!(
-        (delivered[0].mailbox.as_str(), delivered[0].mail_from.as_str()),
-        (JOHN, JOHN)
-    );
+    assert_eq!((delivered[0].mailbox.as_str(), delivered[0].mail_from.as_str()), (JOHN, JOHN));
     assert_eq!(delivered[0].recipients, [TO, "second@x.test"]);
     assert_eq!(delivered[0].mail_params, [format!("size={}", raw.len())]);
     assert_eq!(*delivered[0].data, raw);
     assert_eq!(delivered[1].connection, 1);
     assert_eq!((world.smtp.count(), *seen.lock().unwrap()), (2, 2));
     assert!(events.recv().await.unwrap().contains("AUTH"));
-    assert!(
-        world
-            .smtp
-            .commands()
-            .iter()
-            .all(|(_, line)| !line.contains("XOAUTH2")),
-        "a token was recorded"
-    );
+    assert!(world.smtp.commands().iter().all(|(_, line)| !line.contains("XOAUTH2")), "a token was recorded");
 }
 
 #[tokio::test]
@@ -87,18 +72,13 @@ async fn only_the_mailbox_itself_gets_in_and_sends() {
     let world = world().await;
     let (mut plain, _) = SmtpClient::connect(world.smtp.addr()).await;
     let ehlo = plain.cmd("EHLO x").await;
-    assert!(
-        ehlo.text.contains("STARTTLS") && !ehlo.text.contains("AUTH"),
-        "{ehlo:?}"
-    );
+    assert!(ehlo.text.contains("STARTTLS") && !ehlo.text.contains("AUTH"), "{ehlo:?}");
     assert_eq!(plain.cmd("AUTH XOAUTH2 x").await.code, 504);
     assert_eq!(plain.cmd("MAIL FROM:<a@b>").await.code, 530);
 
     let mut client = SmtpClient::connect_tls(world.smtp.addr(), &world.tls).await;
     let expired = world.entra.access_token(JOHN, -5);
-    let reply = client
-        .cmd(&format!("AUTH XOAUTH2 {}", xoauth2(JOHN, &expired)))
-        .await;
+    let reply = client.cmd(&format!("AUTH XOAUTH2 {}", xoauth2(JOHN, &expired))).await;
     assert_eq!(reply.code, 535, "{reply:?}");
     world.smtp.set_generic_failure(true);
     assert_eq!(client.cmd("AUTH XOAUTH2").await.code, 334);
@@ -108,10 +88,7 @@ async fn only_the_mailbox_itself_gets_in_and_sends() {
     let mut client = world.login().await;
     let reply = client.send("other@example.com", &[TO], b"x\r\n").await;
     assert_eq!(reply.code, 550);
-    assert!(
-        reply.text.starts_with("5.7.60 ") && reply.text.contains("SendAsDenied"),
-        "{reply:?}"
-    );
+    assert!(reply.text.starts_with("5.7.60 ") && reply.text.contains("SendAsDenied"), "{reply:?}");
     world.smtp.set_send_as(true);
     assert_eq!(client.send("other@example.com", &[TO], b"x\r\n").await.code, 250);
     world.smtp.drop_extension("chunking");
@@ -131,10 +108,7 @@ async fn a_mailbox_has_three_connections_and_no_more() {
     }
     clients[0].cmd("QUIT").await;
     assert_eq!(fourth.send(JOHN, &[TO], b"x\r\n").await.code, 250);
-    assert_eq!(
-        (world.smtp.connections(), world.smtp.max_connections(JOHN)),
-        (4, 4)
-    );
+    assert_eq!((world.smtp.connections(), world.smtp.max_connections(JOHN)), (4, 4));
 }
 
 #[tokio::test]
@@ -144,22 +118,11 @@ async fn replies_are_scripted_per_step_and_address() {
     smtp.fail_next(Step::Banner, Fault::reply("421 4.3.2 Service not available"));
     let (mut client, banner) = SmtpClient::connect(smtp.addr()).await;
     assert_eq!(banner.code, 421);
-    assert!(
-        client.try_cmd("EHLO x").await.is_none(),
-        "421 leaves the connection open"
-    );
+    assert!(client.try_cmd("EHLO x").await.is_none(), "421 leaves the connection open");
 
     let mut client = world.login().await;
-    smtp.script(
-        Rule::new(Step::Rcpt, Fault::reply("550 5.1.1 no such user"))
-            .only("gone@x.test")
-            .always(),
-    );
-    smtp.script(
-        Rule::new(Step::AfterDot, Fault::reply("451 4.7.500 Server busy"))
-            .only("poison")
-            .times(2),
-    );
+    smtp.script(Rule::new(Step::Rcpt, Fault::reply("550 5.1.1 no such user")).only("gone@x.test").always());
+    smtp.script(Rule::new(Step::AfterDot, Fault::reply("451 4.7.500 Server busy")).only("poison").times(2));
     smtp.script(Rule::new(Step::Mail, Fault::reply("451 4.7.0 x")).only("jane@example.com"));
     let poison = message(JOHN, TO, "poison@test", "x");
     assert_eq!(client.send(JOHN, &["gone@x.test"], b"x").await.code, 550);
@@ -177,14 +140,7 @@ async fn replies_are_scripted_per_step_and_address() {
 async fn connections_are_cut_at_every_step() {
     let world = world().await;
     let smtp = &world.smtp;
-    let steps = [
-        Step::Auth,
-        Step::Mail,
-        Step::Rcpt,
-        Step::Data,
-        Step::MidData,
-        Step::AfterDot,
-    ];
+    let steps = [Step::Auth, Step::Mail, Step::Rcpt, Step::Data, Step::MidData, Step::AfterDot];
     for step in steps {
         smtp.fail_next(step, Fault::Cut);
         let mut client = SmtpClient::connect_tls(smtp.addr(), &world.tls).await;
@@ -217,10 +173,7 @@ async fn connections_are_cut_at_every_step() {
 #[tokio::test]
 async fn plaintext_can_be_slipped_in_before_the_handshake() {
     let world = world().await;
-    world.smtp.fail_next(
-        Step::StartTls,
-        Fault::reply("220 2.0.0 SMTP server ready\r\n250 2.0.0 slipped in"),
-    );
+    world.smtp.fail_next(Step::StartTls, Fault::reply("220 2.0.0 SMTP server ready\r\n250 2.0.0 slipped in"));
     let (mut client, _) = SmtpClient::connect(world.smtp.addr()).await;
     assert_eq!(client.cmd("STARTTLS").await.code, 220);
     assert_eq!(client.reply().await.unwrap().text, "2.0.0 slipped in");
@@ -251,12 +204,7 @@ async fn a_submission_is_filed_in_sent_items() {
     for line in ["MAIL FROM:<john@example.com>", "RCPT TO:<a@b.c>", "DATA"] {
         client.cmd(line).await;
     }
-    assert!(
-        client
-            .try_cmd("Message-Id: <x@test>\r\n\r\nHello\r\n.")
-            .await
-            .is_none()
-    );
+    assert!(client.try_cmd("Message-Id: <x@test>\r\n\r\nHello\r\n.").await.is_none());
     let sent = imap.messages(JOHN, "Sent Items");
     assert_eq!(sent.len(), 1, "the copy of a submission whose reply was lost");
     assert!(sent[0].flags.contains("\\Seen"));

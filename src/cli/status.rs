@@ -1,0 +1,89 @@
+//! `status`: what the running daemon says of itself.
+
+use super::table::{table, time};
+use super::{block_on, say, say_json};
+use crate::admin::{MailboxStatus, Status};
+use crate::config::Config;
+use crate::failure::chain;
+use crate::tokens::State;
+use anyhow::Context;
+use std::process::ExitCode;
+use std::time::Duration;
+
+pub(super) fn status(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
+    let url = format!("http://{}/status", config.admin.listen);
+    let status: Status = block_on(async {
+        let client = reqwest::Client::builder().no_proxy().timeout(Duration::from_secs(10)).build()?;
+        let answer = client.get(&url).send().await;
+        let answer = answer.map_err(|error| {
+            anyhow::anyhow!(
+                "no daemon answers at {} ({}): start it with `outlook-relay run`",
+                config.admin.listen,
+                chain(&error)
+            )
+        })?;
+        let answer = answer.error_for_status().context("the daemon cannot tell its status")?;
+        answer.json().await.with_context(|| format!("what answers at {url} is not outlook-relay"))
+    })?;
+    if json {
+        say_json(&status)?;
+    } else {
+        print(&status)?;
+    }
+    Ok(if status.well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn print(status: &Status) -> anyhow::Result<()> {
+    say(format_args!("outlook-relay {}, running since {}", status.version, time(status.started_at)))?;
+    let rows: Vec<Vec<String>> = status.mailboxes.iter().map(row).collect();
+    say(table(&["MAILBOX", "TOKEN", "WAITING", "FAILED", "OLDEST", "INBOX"], &rows))?;
+    for mailbox in &status.mailboxes {
+        for (part, trouble) in &mailbox.troubles {
+            let failure = &trouble.failure;
+            say(format_args!("\n{} ({part}), since {}:", mailbox.address, time(trouble.since)))?;
+            say(format_args!("  seen     {} {}", failure.code, failure.reply))?;
+            say(format_args!("  meaning  {}", failure.class))?;
+            say(format_args!("  remedy   {}", or_wait(&failure.advice)))?;
+        }
+    }
+    if let Some(trouble) = &status.odoo {
+        say(format_args!("\nOdoo, since {}:", time(trouble.since)))?;
+        say(format_args!("  seen     {} {}", trouble.failure.code, trouble.failure.reply))?;
+        say(format_args!("  remedy   {}", or_wait(&trouble.failure.advice)))?;
+    }
+    say(if status.well { "\nAll is well." } else { "\nNot all is well." })
+}
+
+fn or_wait(advice: &str) -> &str {
+    if advice.is_empty() { "none needed: it is tried again by itself" } else { advice }
+}
+
+fn row(mailbox: &MailboxStatus) -> Vec<String> {
+    let token = match &mailbox.token {
+        None => "-".to_owned(),
+        Some(token) => match (token.state, token.expires_at) {
+            (State::Ok, Some(at)) => format!("ok until {}", time(at)),
+            (State::Ok, None) => "ok".to_owned(),
+            (State::Refreshing, _) => "refreshing".to_owned(),
+            (State::Failed, _) => "failed".to_owned(),
+            (State::Missing, _) => "missing".to_owned(),
+        },
+    };
+    let inbox = match &mailbox.inbox {
+        None => "-".to_owned(),
+        Some(inbox) => {
+            let looked = inbox
+                .looked_at
+                .map_or_else(|| "never looked at".to_owned(), |at| format!("looked at {}", time(at)));
+            format!("{} pushed, {} waiting, {} refused, {looked}", inbox.pushed, inbox.waiting, inbox.refused)
+        }
+    };
+    vec![
+        mailbox.address.clone(),
+        token,
+        mailbox.queue.waiting.to_string(),
+        mailbox.queue.failed.to_string(),
+        mailbox.queue.oldest.map_or_else(|| "-".to_owned(), time),
+        inbox,
+    ]
+}
