@@ -1,8 +1,16 @@
 //! Everything that users rely on, tested from outside: the real binary, real sockets, real files, real servers.
+#![expect(clippy::unwrap_used, reason = "test code: a failure here must stop the test")]
 
+mod commands;
+mod company;
+mod components;
+mod crash;
+mod daemon;
+mod faults;
+mod incoming;
+mod odoo_client;
+mod outgoing;
 #[path = "support/selftest/mod.rs"]
 mod selftest;
 mod support;
-
-#[path = "components/mod.rs"]
-mod components;
+mod tokens;

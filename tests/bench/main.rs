@@ -1,1 +1,259 @@
-fn main() {}
+//! How fast the relay accepts: N messages over C sessions, each with a 250 only once it is on disk. Delivery is held (no
+//! token can be had), so that only accepting is measured.
+//!
+//! `cargo run --release --example bench [-- --messages 5000 --sessions 1,8,32 --size 20000]`
+//!
+//! Prints, for each number of sessions, messages a second, the median and the 99th percentile of the time from the
+//! message's end to its 250, the daemon's peak memory, and two ratios: to one session, and to the disk alone (the same
+//! bytes, appended to one file and synced, one after the other). Ratios count; figures vary with the machine.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that prints what it measures")]
+
+use std::error::Error;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
+
+/// Set for the child process that is the relay.
+const AS_RELAY: &str = "OUTLOOK_RELAY_BENCH_AS_RELAY";
+
+fn main() -> ExitCode {
+    if std::env::var_os(AS_RELAY).is_some() {
+        return outlook_relay::cli::main();
+    }
+    match bench() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+struct Options {
+    messages: usize,
+    sessions: Vec<usize>,
+    size: usize,
+}
+
+fn options() -> Result<Options> {
+    let mut options = Options { messages: 5_000, sessions: vec![1, 8, 32], size: 20_000 };
+    let mut arguments = std::env::args().skip(1);
+    while let Some(name) = arguments.next() {
+        let value = arguments.next().ok_or_else(|| format!("{name} needs a value"))?;
+        match name.as_str() {
+            "--messages" => options.messages = value.parse()?,
+            "--size" => options.size = value.parse()?,
+            "--sessions" => {
+                options.sessions = value.split(',').map(str::parse).collect::<std::result::Result<_, _>>()?;
+            }
+            _ => return Err(format!("{name} is unknown: --messages N --sessions A,B --size BYTES").into()),
+        }
+    }
+    if options.messages == 0 || options.sessions.contains(&0) || options.sessions.is_empty() {
+        return Err("--messages and --sessions must be at least 1".into());
+    }
+    Ok(options)
+}
+
+fn bench() -> Result<()> {
+    let options = options()?;
+    let message = message(options.size);
+    let folder = tempfile::Builder::new().prefix("bench").tempdir_in("target")?;
+    let disk = disk_alone(folder.path(), &message, options.messages.min(2_000))?;
+    println!(
+        "{} messages of {} bytes; the disk alone, one sync each: {disk:.0} a second",
+        options.messages,
+        message.len()
+    );
+    println!("sessions  messages/s  p50 ms  p99 ms  peak MiB  to 1 session  to the disk alone");
+    let mut alone = None;
+    for &sessions in &options.sessions {
+        let relay = Relay::start(&folder.path().join(sessions.to_string()))?;
+        let (rate, mut waits) = load(relay.address, &message, options.messages, sessions)?;
+        waits.sort_unstable();
+        let at = |share: f64| {
+            let index = (waits.len() as f64 * share) as usize;
+            waits.get(index).or(waits.last()).map_or(0.0, |wait| wait.as_secs_f64() * 1_000.0)
+        };
+        let alone = *alone.get_or_insert(rate);
+        println!(
+            "{sessions:8}  {rate:10.0}  {:6.2}  {:6.2}  {:8.1}  {:12.2}  {:17.2}",
+            at(0.50),
+            at(0.99),
+            relay.peak_memory()? as f64 / 1_024.0,
+            rate / alone,
+            rate / disk
+        );
+        let accepted = relay.stop()?;
+        if accepted != options.messages {
+            return Err(format!("{} were sent, but {accepted} are in the queue", options.messages).into());
+        }
+    }
+    Ok(())
+}
+
+/// A message of about `size` bytes, with lines as mail has them.
+fn message(size: usize) -> Vec<u8> {
+    let mut message = b"From: John <john@example.com>\r\nTo: a@x.test\r\nSubject: bench\r\nMessage-Id: <bench@odoo>\r\n\r\n".to_vec();
+    while message.len() < size {
+        message.extend_from_slice(
+            b"The quick brown fox jumps over the lazy dog, again and again and again.\r\n",
+        );
+    }
+    message
+}
+
+/// How many such messages a second the disk takes, one synced append after the other.
+fn disk_alone(folder: &Path, message: &[u8], messages: usize) -> Result<f64> {
+    let mut file = File::create(folder.join("alone"))?;
+    let start = Instant::now();
+    for _ in 0..messages {
+        file.write_all(message)?;
+        file.sync_data()?;
+    }
+    Ok(messages as f64 / start.elapsed().as_secs_f64())
+}
+
+/// The real daemon, as a process of its own.
+struct Relay {
+    process: Child,
+    address: SocketAddr,
+    config: std::path::PathBuf,
+}
+
+impl Relay {
+    fn start(folder: &Path) -> Result<Self> {
+        std::fs::create_dir(folder)?;
+        let free = || TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        let (address, admin, nobody) = (free()?, free()?, free()?);
+        let config = folder.join("relay.toml");
+        std::fs::write(
+            &config,
+            format!(
+                "[microsoft]\nclient_id = 'bench'\nauthority = 'http://{nobody}'\n[store]\nurl = 'sqlite:relay.db'\n\
+                 [submission]\nlisten = ['{address}']\n[admin]\nlisten = '{admin}'\n\
+                 [[mailbox]]\naddress = 'john@example.com'\n"
+            ),
+        )?;
+        let log = File::create(folder.join("log"))?;
+        let process = Self::command(&config, "run").stderr(log).spawn()?;
+        let relay = Self { process, address, config };
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while TcpStream::connect(address).is_err() {
+            if Instant::now() > deadline {
+                return Err(format!("the relay did not start: see {}", folder.join("log").display()).into());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(relay)
+    }
+
+    fn command(config: &Path, command: &str) -> Command {
+        let mut relay = Command::new(std::env::current_exe().unwrap_or_default());
+        relay
+            .env(AS_RELAY, "1")
+            .env("RUST_LOG", "warn")
+            .arg(command)
+            .arg("-c")
+            .arg(config)
+            .stdin(Stdio::null());
+        relay
+    }
+
+    /// In KiB.
+    fn peak_memory(&self) -> Result<u64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).ok_or("no VmHWM")?;
+        Ok(line.trim().trim_end_matches(" kB").parse()?)
+    }
+
+    /// Stops it and says how many messages its queue holds.
+    fn stop(mut self) -> Result<usize> {
+        self.process.kill()?;
+        self.process.wait()?;
+        let listed = Self::command(&self.config, "queue").arg("list").arg("--json").output()?;
+        let queue: Vec<serde_json::Value> = serde_json::from_slice(&listed.stdout)?;
+        Ok(queue.len())
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        drop(self.process.kill());
+        drop(self.process.wait());
+    }
+}
+
+/// Sends `messages` over `sessions` connections; returns messages a second, and each message's wait for its 250.
+fn load(
+    address: SocketAddr,
+    message: &[u8],
+    messages: usize,
+    sessions: usize,
+) -> Result<(f64, Vec<Duration>)> {
+    let start = Instant::now();
+    let waits = std::thread::scope(|scope| {
+        let share = |session: usize| messages / sessions + usize::from(session < messages % sessions);
+        let threads: Vec<_> = (0..sessions)
+            .map(|session| scope.spawn(move || session_load(address, message, share(session))))
+            .collect();
+        let mut waits = Vec::with_capacity(messages);
+        for thread in threads {
+            waits.extend(thread.join().map_err(|_| "a session panicked")??);
+        }
+        Ok::<_, Box<dyn Error + Send + Sync>>(waits)
+    })?;
+    Ok((messages as f64 / start.elapsed().as_secs_f64(), waits))
+}
+
+fn session_load(address: SocketAddr, message: &[u8], messages: usize) -> Result<Vec<Duration>> {
+    let stream = TcpStream::connect(address)?;
+    stream.set_nodelay(true)?;
+    let mut replies = BufReader::new(stream.try_clone()?);
+    let mut stream = stream;
+    let mut line = String::new();
+    let mut expect = |replies: &mut BufReader<TcpStream>, code: &str| -> Result<()> {
+        loop {
+            line.clear();
+            if replies.by_ref().take(4_096).read_line(&mut line)? == 0 {
+                return Err("the relay hung up".into());
+            }
+            if !line.starts_with(code) {
+                return Err(format!("{code} was expected: {line}").into());
+            }
+            if line.as_bytes().get(3) != Some(&b'-') {
+                return Ok(());
+            }
+        }
+    };
+    expect(&mut replies, "220")?;
+    stream.write_all(b"EHLO bench\r\n")?;
+    expect(&mut replies, "250")?;
+    let mut data = message.to_vec();
+    data.extend_from_slice(b".\r\n");
+    let mut waits = Vec::with_capacity(messages);
+    for _ in 0..messages {
+        // As Odoo does it: one command at a time.
+        for (command, code) in [
+            ("MAIL FROM:<bounce@example.com>\r\n", "250"),
+            ("RCPT TO:<a@x.test>\r\n", "250"),
+            ("DATA\r\n", "354"),
+        ] {
+            stream.write_all(command.as_bytes())?;
+            expect(&mut replies, code)?;
+        }
+        stream.write_all(&data)?;
+        let sent = Instant::now();
+        expect(&mut replies, "250")?;
+        waits.push(sent.elapsed());
+    }
+    stream.write_all(b"QUIT\r\n")?;
+    expect(&mut replies, "221")?;
+    Ok(waits)
+}

@@ -20,10 +20,7 @@ fn gateway(odoo: &Odoo, change: impl FnOnce(&mut GatewayConfig)) -> Gateway {
     };
     change(&mut config);
     let tls = outlook_relay::tls::client(None).unwrap();
-    Gateway::new(
-        config,
-        outlook_relay::tokens::endpoint::http_client(&tls).unwrap(),
-    )
+    Gateway::new(config, outlook_relay::tokens::endpoint::http_client(&tls).unwrap())
 }
 
 fn mail(id: &str) -> Vec<u8> {
@@ -43,10 +40,7 @@ async fn a_message_arrives_byte_for_byte_and_the_login_is_asked_for_once() {
     assert_eq!(gateway.knows("<2@x.test>").await, Ok(false));
     let posts = odoo.posts();
     assert_eq!(*posts[0].raw, raw);
-    assert_eq!(
-        (posts[0].model.as_deref(), posts[1].model.as_deref()),
-        (Some("crm.lead"), None)
-    );
+    assert_eq!((posts[0].model.as_deref(), posts[1].model.as_deref()), (Some("crm.lead"), None));
     let logins = odoo.calls().iter().filter(|call| *call == "authenticate").count();
     assert_eq!(logins, 1);
 }
@@ -62,10 +56,7 @@ async fn every_answer_is_understood() {
         (Answer::NoRoute, refused(Class::Message, "fault 1")),
         (Answer::UnknownModel, refused(Class::Message, "fault 1")),
         (Answer::Poison, refused(Class::Message, "fault 1")),
-        (
-            Answer::Fault(2, "no".to_owned()),
-            refused(Class::Message, "fault 2"),
-        ),
+        (Answer::Fault(2, "no".to_owned()), refused(Class::Message, "fault 2")),
         (Answer::AccessError, refused(Class::Administrator, "fault 4")),
         (Answer::Status(413), refused(Class::Message, "HTTP 413")),
         (Answer::Status(502), refused(Class::Transient, "HTTP 502")),
@@ -91,22 +82,13 @@ async fn every_answer_is_understood() {
 async fn a_changed_password_is_tried_once_more_and_then_said() {
     let odoo = Odoo::start().await;
     let gateway = gateway(&odoo, |_| ());
-    gateway
-        .push(&mail("<1@x.test>"), None, "<1@x.test>")
-        .await
-        .unwrap();
+    gateway.push(&mail("<1@x.test>"), None, "<1@x.test>").await.unwrap();
     odoo.answer_next(Answer::AccessDenied);
     let again = gateway.push(&mail("<2@x.test>"), None, "<2@x.test>").await;
     assert!(matches!(again, Ok(Taken::Thread(_))), "{again:?}");
     odoo.set_password("another");
-    let failure = gateway
-        .push(&mail("<3@x.test>"), None, "<3@x.test>")
-        .await
-        .unwrap_err();
-    assert_eq!(
-        (failure.class, failure.code.as_str()),
-        (Class::Administrator, "fault 3")
-    );
+    let failure = gateway.push(&mail("<3@x.test>"), None, "<3@x.test>").await.unwrap_err();
+    assert_eq!((failure.class, failure.code.as_str()), (Class::Administrator, "fault 3"));
     assert!(!failure.to_string().contains(PASSWORD));
     odoo.set_password(PASSWORD);
     assert!(gateway.sign_in().await.is_ok());
@@ -121,16 +103,10 @@ async fn a_wrong_database_and_a_wrong_address_are_the_administrators() {
     assert!(failure.advice.contains("`database`"), "{failure}");
     let wrong = gateway(&odoo, |config| config.url.push_str("/odoo"));
     let failure = wrong.sign_in().await.unwrap_err();
-    assert_eq!(
-        (failure.class, failure.code.as_str()),
-        (Class::Administrator, "HTTP 404")
-    );
+    assert_eq!((failure.class, failure.code.as_str()), (Class::Administrator, "HTTP 404"));
     odoo.server.down().await;
     let failure = gateway(&odoo, |_| ()).sign_in().await.unwrap_err();
-    assert_eq!(
-        (failure.class, failure.code.as_str()),
-        (Class::Transient, "connect")
-    );
+    assert_eq!((failure.class, failure.code.as_str()), (Class::Transient, "connect"));
 }
 
 /// The most pushes of these Message-Ids that Odoo sees at the same time, all begun at once, and how many it takes.
@@ -190,20 +166,9 @@ async fn a_trouble_ends_with_the_first_message_taken() {
     let odoo = Odoo::start().await;
     let gateway = gateway(&odoo, |_| ());
     odoo.script(Rule::new((), Answer::Status(503)).only("<1@x.test>"));
-    assert!(
-        gateway
-            .push(&mail("<1@x.test>"), None, "<1@x.test>")
-            .await
-            .is_err()
-    );
+    assert!(gateway.push(&mail("<1@x.test>"), None, "<1@x.test>").await.is_err());
     gateway.sign_in().await.unwrap();
-    assert!(
-        gateway.trouble().is_some(),
-        "that it lets us in does not mean that it takes mail"
-    );
-    gateway
-        .push(&mail("<1@x.test>"), None, "<1@x.test>")
-        .await
-        .unwrap();
+    assert!(gateway.trouble().is_some(), "that it lets us in does not mean that it takes mail");
+    gateway.push(&mail("<1@x.test>"), None, "<1@x.test>").await.unwrap();
     assert!(gateway.trouble().is_none());
 }

@@ -25,10 +25,7 @@ async fn world() -> World {
 
 impl World {
     async fn open(&self, token: &str) -> Result<Session, Failure> {
-        let endpoint = HostPort {
-            host: "localhost".to_owned(),
-            port: self.imap.addr().port(),
-        };
+        let endpoint = HostPort { host: "localhost".to_owned(), port: self.imap.addr().port() };
         let tls = outlook_relay::tls::client(Some(&self.tls.ca_file())).unwrap();
         Session::open(&endpoint, tls, &Address::normalise(JOHN).unwrap(), token).await
     }
@@ -38,8 +35,7 @@ impl World {
     }
 
     fn deliver(&self, id: &str) -> u32 {
-        self.imap
-            .deliver(JOHN, "INBOX", &message("a@x.test", JOHN, id, "Grüße"))
+        self.imap.deliver(JOHN, "INBOX", &message("a@x.test", JOHN, id, "Grüße"))
     }
 }
 
@@ -53,11 +49,7 @@ async fn a_folder_is_read_without_marking_and_marked_without_reading() {
     let folder = session.select("INBOX").await.unwrap();
     assert_eq!(folder.uidnext, second + 1);
     assert_eq!(session.search("UNSEEN").await.unwrap(), [first, second]);
-    assert_eq!(
-        session.search("UID 99:*").await.unwrap(),
-        [second],
-        "the last one is always found"
-    );
+    assert_eq!(session.search("UID 99:*").await.unwrap(), [second], "the last one is always found");
     assert_eq!(session.size(first).await.unwrap(), Some(raw.len() as u64));
     assert_eq!(session.body(first).await.unwrap().unwrap(), raw);
     assert_eq!(session.search("UNSEEN").await.unwrap(), [first, second]);
@@ -88,11 +80,7 @@ async fn a_refused_login_is_known_by_its_code() {
         let failure = world.open(&expired).await.map(drop).unwrap_err();
         assert_eq!(
             (failure.class, failure.code.as_str(), failure.reply.as_str()),
-            (
-                Class::Administrator,
-                "AUTHENTICATE failed",
-                "AUTHENTICATE failed."
-            )
+            (Class::Administrator, "AUTHENTICATE failed", "AUTHENTICATE failed.")
         );
         assert!(!format!("{failure:?}").contains(&expired));
     }
@@ -112,22 +100,12 @@ async fn a_server_that_is_not_ready_or_not_trusted_is_said() {
         let failure = world.open(&token).await.map(drop).unwrap_err();
         assert_eq!((failure.class, failure.code.as_str()), (class, code));
     }
-    let other = World {
-        tls: Tls::new(),
-        ..world
-    };
+    let other = World { tls: Tls::new(), ..world };
     let failure = other.open(&token).await.map(drop).unwrap_err();
-    assert_eq!(
-        (failure.class, failure.code.as_str()),
-        (Class::Administrator, "TLS"),
-        "{failure}"
-    );
+    assert_eq!((failure.class, failure.code.as_str()), (Class::Administrator, "TLS"), "{failure}");
     other.imap.server.down().await;
     let failure = other.open(&token).await.map(drop).unwrap_err();
-    assert_eq!(
-        (failure.class, failure.code.as_str()),
-        (Class::Transient, "connect")
-    );
+    assert_eq!((failure.class, failure.code.as_str()), (Class::Transient, "connect"));
 }
 
 #[tokio::test]
@@ -141,38 +119,19 @@ async fn no_and_bad_are_errors_and_never_empty_results() {
         Fault::no("Request is throttled. Suggested Backoff Time: 2000 milliseconds"),
     );
     let error = session.search("ALL").await.unwrap_err();
-    assert!(
-        matches!(&error, Error::Lost(failure) if failure.class == Class::Rate),
-        "{error:?}"
-    );
-    world
-        .imap
-        .fail_next("UID FETCH", Fault::no("The message could not be converted."));
+    assert!(matches!(&error, Error::Lost(failure) if failure.class == Class::Rate), "{error:?}");
+    world.imap.fail_next("UID FETCH", Fault::no("The message could not be converted."));
     let error = session.body(uid).await.unwrap_err();
-    assert!(
-        matches!(&error, Error::Refused(failure) if failure.class == Class::Message),
-        "{error:?}"
-    );
+    assert!(matches!(&error, Error::Refused(failure) if failure.class == Class::Message), "{error:?}");
     world.imap.fail_next("UID STORE", Fault::no("read-only"));
     let error = session.mark_seen(uid).await.unwrap_err();
-    assert!(
-        matches!(&error, Error::Refused(failure) if failure.class == Class::Administrator),
-        "{error:?}"
-    );
+    assert!(matches!(&error, Error::Refused(failure) if failure.class == Class::Administrator), "{error:?}");
     assert!(session.body(uid).await.unwrap().is_some(), "the session goes on");
     let error = session.select("Nowhere").await.unwrap_err();
-    assert!(
-        matches!(&error, Error::Refused(failure) if failure.advice.contains("`folder`")),
-        "{error:?}"
-    );
-    world
-        .imap
-        .fail_next("SELECT", Fault::bad("User is authenticated but not connected."));
+    assert!(matches!(&error, Error::Refused(failure) if failure.advice.contains("`folder`")), "{error:?}");
+    world.imap.fail_next("SELECT", Fault::bad("User is authenticated but not connected."));
     let error = session.select("INBOX").await.unwrap_err();
-    assert!(
-        matches!(&error, Error::Lost(failure) if failure.code == "not connected"),
-        "{error:?}"
-    );
+    assert!(matches!(&error, Error::Lost(failure) if failure.code == "not connected"), "{error:?}");
 }
 
 #[tokio::test]
@@ -180,10 +139,7 @@ async fn a_lost_session_is_told_from_an_empty_folder() {
     let world = world().await;
     let uid = world.deliver("1@x.test");
     let rows = [
-        (
-            Fault::bye("Session invalidated - AccessTokenExpired"),
-            "AccessTokenExpired",
-        ),
+        (Fault::bye("Session invalidated - AccessTokenExpired"), "AccessTokenExpired"),
         (Fault::Cut, "cut"),
         (Fault::CutMidway, "cut"),
         (Fault::Garbage, "odd answer"),
@@ -193,10 +149,7 @@ async fn a_lost_session_is_told_from_an_empty_folder() {
         session.select("INBOX").await.unwrap();
         world.imap.fail_next("UID FETCH", fault.clone());
         let error = session.body(uid).await.unwrap_err();
-        assert!(
-            matches!(&error, Error::Lost(failure) if failure.code == code),
-            "{fault:?}: {error:?}"
-        );
+        assert!(matches!(&error, Error::Lost(failure) if failure.code == code), "{fault:?}: {error:?}");
     }
 }
 
@@ -206,10 +159,7 @@ async fn an_answer_that_breaks_the_parser_ends_the_session_only() {
     let mut session = world.ready().await;
     world.imap.fail_next("SELECT", Fault::untagged("OK [ALERT]ü"));
     let error = session.select("INBOX").await.unwrap_err();
-    assert!(
-        matches!(&error, Error::Lost(failure) if failure.code == "odd answer"),
-        "{error:?}"
-    );
+    assert!(matches!(&error, Error::Lost(failure) if failure.code == "odd answer"), "{error:?}");
 }
 
 #[tokio::test]
@@ -218,8 +168,6 @@ async fn talk_of_other_messages_is_not_taken_for_the_answer() {
     let uid = world.deliver("1@x.test");
     let mut session = world.ready().await;
     session.select("INBOX").await.unwrap();
-    world
-        .imap
-        .fail_next("UID FETCH", Fault::untagged("7 FETCH (UID 99 RFC822.SIZE 5)"));
+    world.imap.fail_next("UID FETCH", Fault::untagged("7 FETCH (UID 99 RFC822.SIZE 5)"));
     assert_ne!(session.size(uid).await.unwrap(), Some(5));
 }

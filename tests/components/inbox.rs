@@ -30,12 +30,7 @@ async fn the_first_start_takes_what_is_unread_and_then_what_comes() {
         world.odoo.posts()[0].text().into_bytes(),
         message("a@x.test", JOHN, "unread@x.test", "Grüße")
     );
-    let bodies = world
-        .imap
-        .commands()
-        .iter()
-        .filter(|(_, line)| line.contains("BODY["))
-        .count();
+    let bodies = world.imap.commands().iter().filter(|(_, line)| line.contains("BODY[")).count();
     assert_eq!(bodies, 0, "everything is fetched with PEEK");
     assert_eq!(watching.counts().await, (0, 0, 2));
     watching.stop().await;
@@ -46,20 +41,14 @@ async fn the_first_start_takes_what_is_unread_and_then_what_comes() {
 #[tokio::test]
 async fn a_refused_message_blocks_nothing_and_stays_unread() {
     let world = World::new().await;
-    world
-        .odoo
-        .script(Rule::new((), Answer::NoRoute).only("<bad@x.test>").always());
+    world.odoo.script(Rule::new((), Answer::NoRoute).only("<bad@x.test>").always());
     let bad = world.deliver(JOHN, "bad@x.test");
     let good = world.deliver(JOHN, "good@x.test");
     let watching = world.start(&[JOHN]).await;
     world.until_seen(JOHN, good).await;
     world.another_look().await;
     assert!(!world.seen(JOHN, bad));
-    assert_eq!(
-        world.posted(),
-        ["<bad@x.test>", "<good@x.test>"],
-        "it waits before it is tried again"
-    );
+    assert_eq!(world.posted(), ["<bad@x.test>", "<good@x.test>"], "it waits before it is tried again");
     assert_eq!(watching.counts().await, (0, 1, 1));
     assert_eq!(watching.gateway.trouble(), None);
     watching.stop().await;
@@ -71,46 +60,29 @@ async fn an_outage_of_odoo_delays_and_refuses_nothing() {
     world.odoo.server.down().await;
     let first = world.deliver(JOHN, "1@x.test");
     let watching = world.start(&[JOHN]).await;
-    until(SOON, "Odoo's trouble is seen", || {
-        watching.gateway.trouble().is_some()
-    })
-    .await;
+    until(SOON, "Odoo's trouble is seen", || watching.gateway.trouble().is_some()).await;
     world.odoo.server.up().await;
     world.odoo.answer_next(Answer::Status(503));
     world.until_seen(JOHN, first).await;
     assert_eq!(watching.gateway.trouble(), None);
     assert_eq!(world.odoo.taken().len(), 1);
     assert_eq!(watching.counts().await, (0, 0, 1));
-    assert_eq!(
-        watching.mailboxes[0].imap.lasting(),
-        None,
-        "IMAP was well all the time"
-    );
+    assert_eq!(watching.mailboxes[0].imap.lasting(), None, "IMAP was well all the time");
     watching.stop().await;
 }
 
 #[tokio::test]
 async fn an_answer_that_got_lost_makes_no_second_record() {
     let world = World::new().await;
-    world
-        .odoo
-        .script(Rule::new((), Answer::TakenThenCut).only("<cut@x.test>"));
-    world
-        .odoo
-        .script(Rule::new((), Answer::TakenThenSilence).only("<silent@x.test>"));
+    world.odoo.script(Rule::new((), Answer::TakenThenCut).only("<cut@x.test>"));
+    world.odoo.script(Rule::new((), Answer::TakenThenSilence).only("<silent@x.test>"));
     let cut = world.deliver(JOHN, "cut@x.test");
     let silent = world.deliver(JOHN, "silent@x.test");
     let watching = world.start(&[JOHN]).await;
     world.until_seen(JOHN, cut).await;
     world.until_seen(JOHN, silent).await;
     assert_eq!(world.posted(), ["<cut@x.test>", "<silent@x.test>"]);
-    assert!(
-        world
-            .odoo
-            .calls()
-            .iter()
-            .any(|call| call.contains("search_count"))
-    );
+    assert!(world.odoo.calls().iter().any(|call| call.contains("search_count")));
     watching.stop().await;
 }
 
@@ -125,23 +97,11 @@ async fn what_a_crash_left_unknown_is_asked_for_first() {
     before.gateway.push(&raw, None, "<arrived@x.test>").await.unwrap();
     // As a crash during both pushes leaves it.
     let uidvalidity = uidvalidity(&world).await;
-    let (mark, now) = (
-        Mark {
-            uidvalidity,
-            uid: lost,
-        },
-        clock::now(),
-    );
-    store
-        .found(&john, "INBOX", mark, vec![arrived, lost], now)
-        .await
-        .unwrap();
+    let (mark, now) = (Mark { uidvalidity, uid: lost }, clock::now());
+    store.found(&john, "INBOX", mark, vec![arrived, lost], now).await.unwrap();
     for (uid, id) in [(arrived, "<arrived@x.test>"), (lost, "<lost@x.test>")] {
         let (state, id) = (PushState::Pushing, Some(id.to_owned()));
-        store
-            .note_push(&john, "INBOX", uidvalidity, uid, state, id, None, now, now)
-            .await
-            .unwrap();
+        store.note_push(&john, "INBOX", uidvalidity, uid, state, id, None, now, now).await.unwrap();
     }
     drop(store);
     before.stop().await;
@@ -225,9 +185,7 @@ async fn the_session_survives_what_exchange_does() {
 #[tokio::test]
 async fn a_refused_token_is_replaced_once_before_anybody_is_bothered() {
     let world = World::new().await;
-    world
-        .imap
-        .fail_next("AUTHENTICATE", Fault::no("AUTHENTICATE failed."));
+    world.imap.fail_next("AUTHENTICATE", Fault::no("AUTHENTICATE failed."));
     let first = world.deliver(JOHN, "1@x.test");
     let watching = world.start(&[JOHN]).await;
     world.until_seen(JOHN, first).await;
@@ -235,19 +193,11 @@ async fn a_refused_token_is_replaced_once_before_anybody_is_bothered() {
     assert_eq!(world.imap.connections(), 2);
     watching.stop().await;
 
-    world
-        .imap
-        .script(Rule::new("AUTHENTICATE", Fault::no("AUTHENTICATE failed.")).always());
+    world.imap.script(Rule::new("AUTHENTICATE", Fault::no("AUTHENTICATE failed.")).always());
     let watching = world.start(&[JOHN]).await;
-    until(SOON, "it is said", || {
-        watching.mailboxes[0].imap.lasting().is_some()
-    })
-    .await;
+    until(SOON, "it is said", || watching.mailboxes[0].imap.lasting().is_some()).await;
     let failure = watching.mailboxes[0].imap.lasting().unwrap().failure;
-    assert_eq!(
-        (failure.class, failure.code.as_str()),
-        (Class::Administrator, "AUTHENTICATE failed")
-    );
+    assert_eq!((failure.class, failure.code.as_str()), (Class::Administrator, "AUTHENTICATE failed"));
     watching.stop().await;
 }
 
@@ -274,14 +224,8 @@ async fn a_message_that_cannot_be_fetched_blocks_nothing() {
     let good = world.deliver(JOHN, "good@x.test");
     let body = |uid: u32| format!("{uid} (UID BODY");
     let converted = Fault::no("The message could not be converted.");
-    world
-        .imap
-        .script(Rule::new("UID FETCH", converted).only(&body(broken)).always());
-    world.imap.script(
-        Rule::new("UID FETCH", Fault::CutMidway)
-            .only(&body(cutting))
-            .always(),
-    );
+    world.imap.script(Rule::new("UID FETCH", converted).only(&body(broken)).always());
+    world.imap.script(Rule::new("UID FETCH", Fault::CutMidway).only(&body(cutting)).always());
     let watching = world.start(&[JOHN]).await;
     world.until_seen(JOHN, good).await;
     assert_eq!(world.posted(), ["<good@x.test>"]);
@@ -297,10 +241,7 @@ async fn a_message_that_left_is_forgotten() {
     let watching = world.start(&[JOHN]).await;
     until(SOON, "it was tried", || !world.odoo.posts().is_empty()).await;
     world.imap.remove(JOHN, "INBOX", leaving);
-    until(SOON, "Odoo's trouble is over", || {
-        watching.gateway.trouble().is_none()
-    })
-    .await;
+    until(SOON, "Odoo's trouble is over", || watching.gateway.trouble().is_none()).await;
     assert_eq!(watching.counts().await, (0, 0, 0));
     watching.stop().await;
 }
@@ -308,9 +249,7 @@ async fn a_message_that_left_is_forgotten() {
 #[tokio::test]
 async fn a_folder_that_cannot_be_marked_is_still_pushed_once() {
     let world = World::new().await;
-    world
-        .imap
-        .script(Rule::new("UID STORE", Fault::no("The folder is read-only.")).always());
+    world.imap.script(Rule::new("UID STORE", Fault::no("The folder is read-only.")).always());
     world.deliver(JOHN, "1@x.test");
     world.deliver(JOHN, "2@x.test");
     let watching = world.start(&[JOHN]).await;
@@ -334,57 +273,32 @@ async fn the_same_mail_in_two_mailboxes_makes_one_record() {
     world.until_seen(MARY, marys).await;
     assert_eq!(world.odoo.taken().len(), 1);
     let texts: Vec<_> = world.odoo.posts().iter().map(|post| post.text()).collect();
-    assert!(
-        texts
-            .iter()
-            .any(|text| text.starts_with("Delivered-To: john@example.com\r\n"))
-    );
-    assert!(
-        texts
-            .iter()
-            .any(|text| text.starts_with("Delivered-To: mary@example.com\r\n"))
-    );
+    assert!(texts.iter().any(|text| text.starts_with("Delivered-To: john@example.com\r\n")));
+    assert!(texts.iter().any(|text| text.starts_with("Delivered-To: mary@example.com\r\n")));
     watching.stop().await;
 }
 
 #[tokio::test]
 async fn a_poisonous_message_that_breaks_odoo_is_set_aside() {
     let world = World::new().await;
-    world
-        .odoo
-        .script(Rule::new((), Answer::Cut).only("<poison@x.test>").always());
+    world.odoo.script(Rule::new((), Answer::Cut).only("<poison@x.test>").always());
     let poison = world.deliver(JOHN, "poison@x.test");
     // Odoo failed at it three times already.
     let before = world.start(&[MARY]).await;
-    let (john, uidvalidity, now) = (
-        Address::normalise(JOHN).unwrap(),
-        uidvalidity(&world).await,
-        clock::now(),
-    );
-    let mark = Mark {
-        uidvalidity,
-        uid: poison,
-    };
+    let (john, uidvalidity, now) =
+        (Address::normalise(JOHN).unwrap(), uidvalidity(&world).await, clock::now());
+    let mark = Mark { uidvalidity, uid: poison };
     let store = before.store.clone();
-    store
-        .found(&john, "INBOX", mark, vec![poison], now)
-        .await
-        .unwrap();
+    store.found(&john, "INBOX", mark, vec![poison], now).await.unwrap();
     for state in [PushState::Pushing; 3] {
-        store
-            .note_push(&john, "INBOX", uidvalidity, poison, state, None, None, now, now)
-            .await
-            .unwrap();
+        store.note_push(&john, "INBOX", uidvalidity, poison, state, None, None, now, now).await.unwrap();
     }
     drop(store);
     before.stop().await;
     let good = world.deliver(JOHN, "good@x.test");
     let watching = world.start(&[JOHN]).await;
     world.until_seen(JOHN, good).await;
-    assert_eq!(
-        world.posted(),
-        ["<poison@x.test>", "<poison@x.test>", "<good@x.test>"]
-    );
+    assert_eq!(world.posted(), ["<poison@x.test>", "<poison@x.test>", "<good@x.test>"]);
     assert!(!world.seen(JOHN, poison));
     assert_eq!(watching.counts().await, (0, 1, 1));
     watching.stop().await;
@@ -411,11 +325,7 @@ async fn a_shutdown_finishes_the_message_in_hand_only() {
     let second = world.deliver(JOHN, "2@x.test");
     let watching = world.start(&[JOHN]).await;
     until(SOON, "the push is under way", || {
-        world
-            .odoo
-            .calls()
-            .iter()
-            .any(|call| call.contains("message_process"))
+        world.odoo.calls().iter().any(|call| call.contains("message_process"))
     })
     .await;
     watching.stop().await;
@@ -427,17 +337,11 @@ async fn a_shutdown_finishes_the_message_in_hand_only() {
 async fn no_consent_is_no_trouble_of_imap() {
     let world = World::new().await;
     world.entra.script(
-        Rule::new(
-            (),
-            entra::Answer::error(400, "invalid_grant", 700_082, "The refresh token has expired"),
-        )
-        .always(),
+        Rule::new((), entra::Answer::error(400, "invalid_grant", 700_082, "The refresh token has expired"))
+            .always(),
     );
     let watching = world.start(&[JOHN]).await;
-    until(SOON, "the token's trouble is said", || {
-        watching.mailboxes[0].token.lasting().is_some()
-    })
-    .await;
+    until(SOON, "the token's trouble is said", || watching.mailboxes[0].token.lasting().is_some()).await;
     assert_eq!(watching.mailboxes[0].imap.lasting(), None);
     assert_eq!(world.imap.connections(), 0);
     watching.stop().await;

@@ -40,13 +40,7 @@ impl World {
             std::fs::write(&path, secret).unwrap();
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         }
-        Self {
-            tls,
-            entra,
-            imap,
-            odoo,
-            folder,
-        }
+        Self { tls, entra, imap, odoo, folder }
     }
 
     /// The daemon's part that watches inboxes, on the one store of this world.
@@ -85,35 +79,20 @@ impl World {
         let gateway = Gateway::new(config.odoo.gateway.clone().unwrap(), http.clone());
         let (tokens, keepers) = Tokens::new(&mailboxes, store.clone(), http);
         let soft = CancellationToken::new();
-        let keeping: Vec<_> = keepers
-            .into_iter()
-            .map(|keeper| tokio::spawn(keeper.run(soft.clone())))
-            .collect();
+        let keeping: Vec<_> =
+            keepers.into_iter().map(|keeper| tokio::spawn(keeper.run(soft.clone()))).collect();
         let inboxes = mailboxes.iter().map(|mailbox| {
-            let inbox = Inbox::new(
-                mailbox.clone(),
-                store.clone(),
-                tokens.clone(),
-                gateway.clone(),
-                tls.clone(),
-            );
+            let inbox =
+                Inbox::new(mailbox.clone(), store.clone(), tokens.clone(), gateway.clone(), tls.clone());
             tokio::spawn(inbox.run(soft.clone()))
         });
         let inboxes = inboxes.collect();
         tasks.extend(keeping);
-        Watching {
-            store,
-            mailboxes,
-            gateway,
-            soft,
-            inboxes,
-            tasks,
-        }
+        Watching { store, mailboxes, gateway, soft, inboxes, tasks }
     }
 
     pub(super) fn deliver(&self, mailbox: &str, id: &str) -> u32 {
-        self.imap
-            .deliver(mailbox, "INBOX", &message("a@x.test", mailbox, id, "Grüße"))
+        self.imap.deliver(mailbox, "INBOX", &message("a@x.test", mailbox, id, "Grüße"))
     }
 
     pub(super) fn seen(&self, mailbox: &str, uid: u32) -> bool {
@@ -126,11 +105,7 @@ impl World {
 
     /// How often each Message-Id was posted, in order.
     pub(super) fn posted(&self) -> Vec<String> {
-        self.odoo
-            .posts()
-            .into_iter()
-            .filter_map(|post| post.message_id)
-            .collect()
+        self.odoo.posts().into_iter().filter_map(|post| post.message_id).collect()
     }
 
     /// Whether a command with this in it came.
@@ -140,13 +115,7 @@ impl World {
 
     /// Waits until the folder was looked through again, twice, so that whatever was to happen has happened.
     pub(super) async fn another_look(&self) {
-        let looks = || {
-            self.imap
-                .commands()
-                .iter()
-                .filter(|(_, line)| line.starts_with("UID SEARCH"))
-                .count()
-        };
+        let looks = || self.imap.commands().iter().filter(|(_, line)| line.starts_with("UID SEARCH")).count();
         let before = looks();
         until(SOON, "two more looks", || looks() >= before + 2).await;
     }
@@ -177,8 +146,8 @@ impl Watching {
     /// The inbox's counts: waiting, refused, pushed.
     pub(super) async fn counts(&self) -> (u64, u64, u64) {
         let lines = self.store.inboxes().await.unwrap();
-        lines.iter().fold((0, 0, 0), |sum, line| {
-            (sum.0 + line.waiting, sum.1 + line.refused, sum.2 + line.pushed)
-        })
+        lines
+            .iter()
+            .fold((0, 0, 0), |sum, line| (sum.0 + line.waiting, sum.1 + line.refused, sum.2 + line.pushed))
     }
 }

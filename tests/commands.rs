@@ -1,0 +1,176 @@
+//! The commands, and what they say about wrong input.
+
+use crate::company::{self, JANE, JOHN, NOTIFICATIONS};
+use crate::support::client::SmtpClient;
+use crate::support::relay::Config;
+use crate::support::world::World;
+use std::os::unix::fs::PermissionsExt;
+
+#[tokio::test]
+async fn check_says_every_mistake_with_its_place_and_exits_78() {
+    let world = World::start().await;
+    let mut config = company::config(&world);
+    let well = config.cli(&["check"]).await.success();
+    assert!(well.contains("3 mailboxes"), "{well}");
+
+    config.text("odoo", "urll", "http://127.0.0.1");
+    config.text("delivery", "retry_for", "5");
+    config.mailbox("JOHN@Example.com", &[]);
+    config.text("odoo", "password_file", "not-there");
+    std::fs::set_permissions(config.dir().join("client-secret"), std::fs::Permissions::from_mode(0o644))
+        .unwrap();
+    let output = config.cli(&["check"]).await;
+    assert_eq!(output.code, Some(78));
+    assert_eq!(output.stdout, "");
+    let lines: Vec<&str> = output.stderr.lines().collect();
+    let file = config.dir().join("relay.toml").display().to_string();
+    for (key, words) in [
+        ("odoo.urll", "did you mean url?"),
+        ("delivery.retry_for", "not a duration"),
+        ("mailbox[4].address", "already is the mailbox of line"),
+        ("odoo.password_file", "cannot be read"),
+        ("microsoft.client_secret_file", "everyone may read (mode 0644)"),
+    ] {
+        let line = lines
+            .iter()
+            .find(|line| line.contains(key))
+            .unwrap_or_else(|| panic!("{key}: {}", output.stderr));
+        assert!(line.contains(words), "{line}");
+        let place = line.strip_prefix(&format!("{file}:")).unwrap_or_else(|| panic!("{line}"));
+        let number: usize = place.split(':').next().unwrap().parse().unwrap_or_else(|_| panic!("{line}"));
+        let toml = config.toml();
+        let named = toml.lines().nth(number - 1).unwrap();
+        assert!(named.starts_with(key.rsplit('.').next().unwrap()), "{line} names {named}");
+    }
+    assert_eq!(lines.len(), 5, "{}", output.stderr);
+    assert_eq!(config.cli(&["run"]).await.code, Some(78), "the daemon refuses to start into it");
+}
+
+#[tokio::test]
+async fn a_file_that_is_not_there_and_words_that_are_off() {
+    let config = Config::new();
+    let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_outlook-relay"))
+        .args(["check", "-c", "/nonexistent/relay.toml"])
+        .output()
+        .await
+        .unwrap();
+    assert_eq!(output.status.code(), Some(78));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("-c FILE"));
+    for words in [&["frobnicate"][..], &["route"], &["connect"], &["queue"], &["run", "--nonsense"]] {
+        assert_eq!(config.cli(words).await.code, Some(2), "{words:?}");
+    }
+}
+
+#[tokio::test]
+async fn it_refuses_to_listen_to_strangers() {
+    let world = World::start().await;
+    let mut config = company::config(&world);
+    config.raw("submission", "listen", "[\"0.0.0.0:2525\"]");
+    let output = config.cli(&["check"]).await;
+    assert_eq!(output.code, Some(78));
+    assert!(
+        output.stderr.contains("submission.listen") && output.stderr.contains("listen on 127.0.0.1"),
+        "{}",
+        output.stderr
+    );
+}
+
+#[tokio::test]
+async fn route_answers_for_people_and_for_scripts() {
+    let world = World::start().await;
+    let config = company::config(&world);
+    for (from, mailbox, rule, shown) in [
+        ("John Doe <john@example.com>", JOHN, "address", "John Doe <john@example.com>"),
+        ("JANE@example.com", JANE, "address", "JANE@example.com"),
+        (
+            "\"Eve\" <eve@foreign.test>",
+            NOTIFICATIONS,
+            "notifications_address",
+            "\"Eve\" <notifications@example.com>",
+        ),
+    ] {
+        let answer = config.cli(&["route", "--from", from, "--json"]).await.success();
+        let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+        assert_eq!(answer, serde_json::json!({"mailbox": mailbox, "rule": rule, "from": shown}), "{from}");
+        let text = config.cli(&["route", "--from", from]).await.success();
+        assert!(text.contains(mailbox) && text.contains(rule) && text.contains(shown), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn connect_and_queue_say_what_is_wrong() {
+    let world = World::start().await;
+    let config = company::config(&world);
+    let unknown = config.connect("nobody@example.com", "token").await;
+    assert_eq!(unknown.code, Some(1));
+    assert!(
+        unknown.stderr.contains("not a mailbox of the configuration") && unknown.stderr.contains(JOHN),
+        "{unknown:?}"
+    );
+    let missing = config.cli(&["connect", JOHN, "--refresh-token-file", "/nonexistent"]).await;
+    assert!(missing.code == Some(1) && missing.stderr.contains("/nonexistent"), "{missing:?}");
+    let absent = config.cli(&["queue", "list"]).await;
+    assert!(absent.code == Some(1) && absent.stderr.contains("no store yet"), "{absent:?}");
+    for output in [&unknown, &missing, &absent] {
+        assert_eq!(output.stderr.lines().count(), 1, "{output:?}");
+    }
+    config.connect(JOHN, "token").await.success();
+    assert_eq!(config.cli(&["queue", "list"]).await.success(), "The queue is empty.\n");
+}
+
+#[tokio::test]
+async fn a_store_that_cannot_be_written_is_said() {
+    let world = World::start().await;
+    let mut config = company::config(&world);
+    config.text("store", "url", "sqlite:///proc/nowhere/relay.db");
+    let output = config.cli(&["run"]).await;
+    assert_eq!(output.code, Some(1));
+    let last = output.stderr.lines().last().unwrap();
+    assert!(last.contains("/proc/nowhere") && last.contains("[store] url"), "{}", output.stderr);
+}
+
+#[tokio::test]
+async fn wrong_smtp_gets_a_clear_reply() {
+    let world = World::start().await;
+    let mut config = company::config(&world);
+    config.text("submission", "max_message_size", "10 kB");
+    let relay = config.start().await;
+    let (mut client, banner) = SmtpClient::connect(relay.submission).await;
+    assert_eq!(banner.code, 220);
+    let dialogue: &[(&str, u16)] = &[
+        ("MAIL FROM:<a@b.test>", 503),
+        ("HELO client", 250),
+        ("frobnicate", 500),
+        ("RCPT TO:<a@b.test>", 503),
+        ("DATA", 503),
+        ("MAIL FROM:a@b.test", 501),
+        ("MAIL FROM:<a@b.test> SIZE=99999999", 552),
+        ("MAIL FROM:<a@b.test> FANCY=1", 555),
+        ("MAIL FROM:<a@b.test>", 250),
+        ("MAIL FROM:<a@b.test>", 503),
+        ("RCPT TO:<no address>", 501),
+        ("RCPT TO:<a@x.test>", 250),
+        ("DATA", 354),
+    ];
+    for (command, code) in dialogue {
+        assert_eq!(client.cmd(command).await.code, *code, "{command}");
+    }
+    client.write(&b"x: y\r\n".repeat(5_000)).await;
+    client.write(b".\r\n").await;
+    assert_eq!(client.reply().await.unwrap().code, 552, "over-size, after the whole of it");
+    for bare in [
+        b"From: john@example.com\r\n\r\nbare\nLF\r\n.\r\n".as_slice(),
+        b"From: john@example.com\r\n\r\nbare\rCR\r\n.\r\n",
+    ] {
+        client.cmd("MAIL FROM:<a@b.test>").await;
+        client.cmd("RCPT TO:<a@x.test>").await;
+        client.cmd("DATA").await;
+        client.write(bare).await;
+        assert_eq!(client.reply().await.unwrap().code, 554);
+    }
+    assert_eq!(client.cmd(&"x".repeat(100_000)).await.code, 500, "an over-long line");
+    assert_eq!(client.cmd("NOOP").await.code, 250, "and it is still there");
+    assert_eq!(client.cmd("QUIT").await.code, 221);
+    assert_eq!(relay.count_log("accepted"), 0);
+    assert_eq!(relay.count_log("panicked"), 0);
+}

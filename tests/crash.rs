@@ -1,0 +1,86 @@
+//! kill -9 at random moments under load: whatever got its 250 arrives.
+
+use crate::company::{self, JANE, JOHN};
+use crate::support::client::{SmtpClient, message};
+use crate::support::wait::until;
+use crate::support::world::World;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+const ROUNDS: usize = 20;
+const SESSIONS: usize = 4;
+
+/// Sends until told to stop, over as many connections as it takes; notes each Message-Id that got its 250.
+async fn load(
+    address: std::net::SocketAddr,
+    session: usize,
+    accepted: Arc<Mutex<BTreeSet<String>>>,
+    stop: Arc<AtomicBool>,
+) {
+    let mut number = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let Some(mut client) = SmtpClient::try_connect(address).await else {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            continue;
+        };
+        loop {
+            number += 1;
+            let id = format!("{session}-{number}@load");
+            let from = if number % 2 == 0 { JOHN } else { JANE };
+            match client
+                .try_send("bounce@example.com", &["a@x.test"], &message(from, "a@x.test", &id, "Hi"))
+                .await
+            {
+                Some(reply) if reply.code == 250 => {
+                    accepted.lock().unwrap().insert(id);
+                }
+                _ => break,
+            }
+            if stop.load(Ordering::Relaxed) {
+                return;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_got_its_250_arrives() {
+    let world = World::start().await;
+    let mut config = company::config(&world);
+    config.raw("delivery", "connections", "3");
+    company::connect(&world, &config).await;
+    let accepted = Arc::new(Mutex::new(BTreeSet::new()));
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut relay = config.start().await;
+    let sessions: Vec<_> = (0..SESSIONS)
+        .map(|session| tokio::spawn(load(config.submission, session, accepted.clone(), stop.clone())))
+        .collect();
+    for _ in 0..ROUNDS {
+        // A random moment, but never one in which nothing was under way.
+        let before = accepted.lock().unwrap().len();
+        until(Duration::from_secs(30), "load", || accepted.lock().unwrap().len() > before).await;
+        tokio::time::sleep(Duration::from_millis(rand::random_range(0..150))).await;
+        relay.kill9().await;
+        relay = config.start().await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    for session in sessions {
+        session.await.unwrap();
+    }
+    let accepted = accepted.lock().unwrap().clone();
+    assert!(accepted.len() > ROUNDS * 2, "only {} mails were accepted", accepted.len());
+    let arrived = || -> BTreeSet<String> {
+        let id = |text: &str| {
+            text.split_once("Message-Id: <")
+                .and_then(|(_, rest)| rest.split_once('>'))
+                .map(|(id, _)| id.to_owned())
+        };
+        world.smtp.delivered().iter().filter_map(|mail| id(&mail.text())).collect()
+    };
+    until(Duration::from_secs(120), "every accepted mail", || arrived().is_superset(&accepted)).await;
+    let lost: Vec<_> = accepted.difference(&arrived()).cloned().collect();
+    assert_eq!(lost, Vec::<String>::new());
+}
