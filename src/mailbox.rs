@@ -4,7 +4,7 @@ use crate::address::Address;
 use crate::failure::{Class, Failure};
 use crate::routing::Candidate;
 use crate::section::Section;
-use crate::{delivery, fetch, microsoft};
+use crate::{clock, delivery, fetch, microsoft};
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -104,8 +104,8 @@ pub struct Trouble {
     ends: &'static str,
     /// What is in trouble: `token`, `sending`, `inbox`, `odoo`.
     part: &'static str,
-    /// Whose trouble it is: the mailbox.
-    subject: String,
+    /// Whose trouble it is; empty: the whole relay's.
+    mailbox: String,
     now: Mutex<Option<Lasting>>,
 }
 
@@ -132,9 +132,9 @@ enum Say {
 const REMIND_EVERY: SignedDuration = SignedDuration::from_hours(1);
 
 impl Trouble {
-    /// No trouble, of the given part of the given subject.
-    pub fn new(begins: &'static str, ends: &'static str, part: &'static str, subject: String) -> Self {
-        Self { begins, ends, part, subject, now: Mutex::new(None) }
+    /// No trouble, of the given part of the given mailbox (empty: of the whole relay).
+    pub fn new(begins: &'static str, ends: &'static str, part: &'static str, mailbox: String) -> Self {
+        Self { begins, ends, part, mailbox, now: Mutex::new(None) }
     }
 
     /// Something failed: logs when the trouble is new, got worse, or lasts another hour.
@@ -151,13 +151,14 @@ impl Trouble {
         if say == Say::Nothing {
             return;
         }
-        let since = (say == Say::Remind).then(|| tracing::field::display(since));
+        let since = (say == Say::Remind).then(|| tracing::field::display(clock::to_second(since)));
+        let mailbox = self.mailbox();
         let Failure { class, code, reply, advice, .. } = failure;
         // A trouble that passes by itself is a warning until it has lasted for an hour.
         if class.needs_a_person() || say == Say::Remind {
-            tracing::error!(mailbox = %self.subject, part = self.part, %class, %code, %reply, %advice, since, "{}", self.begins);
+            tracing::error!(mailbox, part = self.part, %class, code, reply, advice, since, "{}", self.begins);
         } else {
-            tracing::warn!(mailbox = %self.subject, part = self.part, %class, %code, %reply, %advice, since, "{}", self.begins);
+            tracing::warn!(mailbox, part = self.part, %class, code, reply, advice, since, "{}", self.begins);
         }
     }
 
@@ -165,9 +166,15 @@ impl Trouble {
     pub fn well(&self) -> bool {
         let ended = self.now.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(lasting) = &ended {
-            tracing::info!(mailbox = %self.subject, part = self.part, since = %lasting.since, "{}", self.ends);
+            let since = clock::to_second(lasting.since);
+            tracing::info!(mailbox = self.mailbox(), part = self.part, %since, "{}", self.ends);
         }
         ended.is_some()
+    }
+
+    /// As a log field; absent where it is nobody's in particular.
+    fn mailbox(&self) -> Option<tracing::field::DisplayValue<&str>> {
+        (!self.mailbox.is_empty()).then(|| tracing::field::display(self.mailbox.as_str()))
     }
 
     /// The trouble it is in right now, if any.

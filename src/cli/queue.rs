@@ -2,8 +2,9 @@
 
 use super::table::{size, table, time};
 use super::{block_on, say, say_json};
+use crate::clock;
 use crate::config::Config;
-use crate::store::{Queued, QueuedState, RecipientState, Store};
+use crate::store::{Attempt, Queued, QueuedState, RecipientState, Store};
 use std::process::ExitCode;
 
 /// So many messages are read from the store at a time, so that a long queue costs no memory.
@@ -48,12 +49,16 @@ fn row(message: &Queued) -> Vec<String> {
         [first, rest @ ..] => format!("{first} and {} more", rest.len()),
     };
     let state = match message.state {
-        QueuedState::Waiting if message.attempts.is_empty() => "waiting".to_owned(),
+        QueuedState::Waiting if message.next_attempt_at <= clock::now() => "waiting".to_owned(),
         QueuedState::Waiting => format!("waiting until {}", time(message.next_attempt_at)),
         QueuedState::Sending => "sending".to_owned(),
         QueuedState::Failed => "failed".to_owned(),
     };
-    let last = message.attempts.iter().rev().find_map(|attempt| attempt.reply.clone()).unwrap_or_default();
+    let said = |attempt: &Attempt| {
+        let reply = attempt.reply.as_deref()?;
+        Some(format!("{} {reply}", attempt.code.as_deref().unwrap_or_default()).trim_start().to_owned())
+    };
+    let last = message.attempts.iter().rev().find_map(said).unwrap_or_default();
     vec![
         message.id.to_string(),
         state,

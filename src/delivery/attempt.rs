@@ -233,7 +233,7 @@ impl Context {
         }
         if let (Some(failure), Next::Again { at, unknown }) = (&decision.deferred, decision.settlement.next) {
             let Failure { class, code, reply, advice, .. } = failure;
-            tracing::warn!(%mailbox, %id, message_id, %class, code, reply, advice, unknown, next = %at, "deferred");
+            tracing::warn!(%mailbox, %id, message_id, %class, code, reply, advice, unknown, next = %clock::to_second(at), "deferred");
         }
     }
 }

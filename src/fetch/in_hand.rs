@@ -189,10 +189,10 @@ impl InHand<'_> {
             uid = self.row.uid,
             message_id = self.row.message_id.as_deref().map(one_line),
             %class,
-            %code,
-            %reply,
-            %advice,
-            next = %clock::after(clock::now(), wait),
+            code,
+            reply,
+            advice,
+            next = %clock::to_second(clock::after(clock::now(), wait)),
             "quarantined"
         );
         Ok(())

@@ -54,7 +54,7 @@ pub struct Room {
 impl Gateway {
     /// A gateway that nobody has signed in to yet. `http` should follow no redirects: they turn a POST into a GET.
     pub fn new(config: GatewayConfig, http: reqwest::Client) -> Self {
-        let trouble = Trouble::new("odoo failed", "odoo recovered", "odoo", config.url.clone());
+        let trouble = Trouble::new("odoo failed", "odoo recovered", "odoo", String::new());
         Self(Arc::new(Inner {
             config,
             http,

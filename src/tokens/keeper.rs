@@ -183,7 +183,7 @@ impl Keeper {
                 self.doubt = Doubt::default();
                 self.generation = self.generation.wrapping_add(1);
                 let expires_at = clock::after(fresh.got_at, fresh.lifetime);
-                tracing::info!(mailbox = %mailbox.address(), %expires_at, rotated = fresh.rotated, "token refreshed");
+                tracing::info!(mailbox = %mailbox.address(), expires_at = %clock::to_second(expires_at), rotated = fresh.rotated, "token refreshed");
                 mailbox.token.well();
                 let usable_until = schedule::usable_until(fresh.got_at, fresh.lifetime);
                 let generation = self.generation;
