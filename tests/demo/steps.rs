@@ -11,7 +11,7 @@ use super::support::smtp::{Fault, Step};
 /// Where Odoo's mail goes.
 const CUSTOMER: &str = "ada@customer.example";
 /// How long the first access tokens live, in seconds: little, so that their refresh ahead of expiry can be watched.
-const SHORT: i64 = 5;
+const SHORT: i64 = 8;
 /// How long the later ones live: about as long as Microsoft's.
 const USUAL: i64 = 3599;
 /// The same for somebody who stays to watch.
@@ -181,7 +181,9 @@ async fn inbox(stage: &Stage, screen: &mut Screen) -> anyhow::Result<()> {
 }
 
 async fn ahead_of_expiry(stage: &Stage, screen: &mut Screen) -> anyhow::Result<()> {
-    screen.step("The first access tokens live for 5 seconds only: they are refreshed before they expire");
+    screen.step(&format!(
+        "The first access tokens live for {SHORT} seconds only: they are refreshed before they expire"
+    ));
     for mailbox in MAILBOXES {
         let newest = stage.refreshed(mailbox, 2).await?;
         let asked: Vec<_> = stage.world.entra.requests();
