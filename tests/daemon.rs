@@ -145,3 +145,14 @@ async fn mail_whose_mailbox_left_the_configuration_is_routed_anew() {
     assert_eq!(world.smtp.delivered()[0].mailbox, company::NOTIFICATIONS);
     assert!(world.smtp.delivered()[0].text().contains("<notifications@example.com>"));
 }
+
+#[tokio::test]
+async fn sigterm_does_not_wait_for_whoever_holds_a_connection_to_the_status_open() {
+    let world = World::start().await;
+    let (_config, mut relay) = company::start(&world).await;
+    let silent = TcpStream::connect(relay.admin).await.unwrap();
+    let mut halfway = TcpStream::connect(relay.admin).await.unwrap();
+    halfway.write_all(b"GET /healthz HTTP/1.1\r\nHost: localh").await.unwrap();
+    assert_eq!(relay.terminate(SOON).await, Some(0), "{:#?}", relay.log());
+    drop((silent, halfway));
+}

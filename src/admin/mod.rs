@@ -13,8 +13,12 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+
+/// How long answers under way may take once a stop was asked for.
+const GRACE: Duration = Duration::from_secs(2);
 
 /// The `[admin]` section.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,7 +43,7 @@ impl Config {
     }
 }
 
-/// Answers until `stop`.
+/// Answers until `stop`. A connection on which nobody asks anything does not hold that up.
 ///
 /// # Errors
 /// The listener's.
@@ -49,7 +53,15 @@ pub async fn serve(listener: TcpListener, sources: Sources, stop: CancellationTo
         .route("/healthz", get(healthz))
         .with_state(sources)
         .layer(middleware::from_fn(only_local_names));
-    axum::serve(listener, router).with_graceful_shutdown(stop.cancelled_owned()).await
+    let serving = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
+    let grace_is_over = async {
+        stop.cancelled().await;
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        served = serving.into_future() => served,
+        () = grace_is_over => Ok(()),
+    }
 }
 
 async fn status(State(sources): State<Sources>) -> Response {

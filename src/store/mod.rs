@@ -32,6 +32,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 /// Where the store lies when the file does not say.
 const DEFAULT_PATH: &str = "/var/lib/outlook-relay/relay.db";
@@ -182,6 +183,7 @@ impl serde::Serialize for QueueId {
 pub struct Store {
     readers: SqlitePool,
     writes: mpsc::Sender<writer::Job>,
+    closing: CancellationToken,
     last_id: Arc<AtomicI64>,
     arrivals: Arc<Mutex<HashMap<Address, Arc<Notify>>>>,
     woken: watch::Sender<()>,
@@ -210,10 +212,16 @@ impl Store {
         let last: Option<i64> =
             sqlx::query_scalar("SELECT max(id) FROM message").fetch_one(&readers).await.map_err(opened)?;
         let (writes, jobs) = mpsc::channel(1024);
-        let last_id = Arc::new(AtomicI64::new(last.unwrap_or_default()));
-        let store =
-            Self { readers, writes, last_id, arrivals: Arc::default(), woken: watch::Sender::default() };
-        Ok((store, Writer::new(connection, jobs)))
+        let closing = CancellationToken::new();
+        let store = Self {
+            readers,
+            writes,
+            closing: closing.clone(),
+            last_id: Arc::new(AtomicI64::new(last.unwrap_or_default())),
+            arrivals: Arc::default(),
+            woken: watch::Sender::default(),
+        };
+        Ok((store, Writer::new(connection, jobs, closing)))
     }
 
     /// Opens a store that must be there already.
@@ -267,11 +275,11 @@ impl Store {
         Ok(Changes { connection, version: 0 })
     }
 
-    /// Waits until everything handed in so far is written, then ends the writer.
+    /// Ends the writer, once everything handed in so far is written. Whoever still holds a clone only gets
+    /// [`Error::Closed`] from it, so that nobody can hold up a shutdown.
     pub async fn close(self) {
-        let Self { readers, writes, .. } = self;
-        drop(writes);
-        readers.close().await;
+        self.closing.cancel();
+        self.readers.close().await;
     }
 
     async fn write(&self, write: writer::Write) -> Result<(), Error> {

@@ -276,3 +276,18 @@ async fn another_uidvalidity_closes_what_was_open_under_the_old_one() {
     assert_eq!((line.waiting, line.pushed), (1, 1));
     assert!(store.was_pushed(&john(), "<m@x>").await.unwrap());
 }
+
+#[tokio::test]
+async fn a_closed_store_ends_its_writer_whoever_still_holds_it() {
+    let opened = open().await;
+    let clone = opened.store.clone();
+    let accepted = message(&clone, &["a@x"]);
+    clone.accept(accepted).await.unwrap();
+    opened.store.close().await;
+    tokio::time::timeout(Duration::from_secs(20), opened.writing)
+        .await
+        .expect("the end of the writer")
+        .unwrap();
+    let late = message(&clone, &["a@x"]);
+    assert!(matches!(clone.accept(late).await, Err(Error::Closed)));
+}

@@ -8,6 +8,7 @@ use super::{Error, inbox, queue, tokens};
 use crate::address::Address;
 use sqlx::SqliteConnection;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 /// At most so many writes in one commit: bounds how long the first of them waits.
 const MOST_TOGETHER: usize = 256;
@@ -50,17 +51,34 @@ pub(super) struct Job {
 pub struct Writer {
     connection: SqliteConnection,
     jobs: mpsc::Receiver<Job>,
+    closing: CancellationToken,
 }
 
 impl Writer {
-    pub(super) fn new(connection: SqliteConnection, jobs: mpsc::Receiver<Job>) -> Self {
-        Self { connection, jobs }
+    pub(super) fn new(
+        connection: SqliteConnection,
+        jobs: mpsc::Receiver<Job>,
+        closing: CancellationToken,
+    ) -> Self {
+        Self { connection, jobs, closing }
     }
 
-    /// Writes until every [`super::Store`] is dropped and all they handed in is on disk.
+    /// Writes until the store is closed, or every [`super::Store`] dropped, and all that was handed in is on disk.
     pub async fn run(mut self) {
         let mut batch = Vec::with_capacity(MOST_TOGETHER);
-        while self.jobs.recv_many(&mut batch, MOST_TOGETHER).await > 0 {
+        loop {
+            let taken = tokio::select! {
+                biased;
+                taken = self.jobs.recv_many(&mut batch, MOST_TOGETHER) => taken,
+                // What is in the channel still comes out of it; nothing more goes in.
+                () = self.closing.cancelled(), if !self.jobs.is_closed() => {
+                    self.jobs.close();
+                    continue;
+                }
+            };
+            if taken == 0 {
+                break;
+            }
             if let Err(error) = commit(&mut self.connection, batch.iter().map(|job| &job.write)).await {
                 tracing::debug!(error = %crate::failure::chain(&error), together = batch.len(), "commit failed");
                 // One bad write must not fail the others: each gets a transaction, and an answer, of its own.
