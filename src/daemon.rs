@@ -65,7 +65,9 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     let http = tokens::endpoint::http_client(&tls).context("the HTTP client could not be set up")?;
     let (store, writer) = Store::open(&config.store).await?;
     let _lock = lock(&config.store.path)?;
-    let writing = tokio::spawn(writer.run());
+    // Apart from the others, since it has to outlive them.
+    let mut writing = JoinSet::new();
+    writing.spawn(writer.run());
 
     let mut tasks =
         Tasks { running: JoinSet::new(), soft: CancellationToken::new(), hard: CancellationToken::new() };
@@ -76,7 +78,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
             tokio::select! {
                 _ = terminate.recv() => Ok("SIGTERM"),
                 _ = interrupt.recv() => Ok("SIGINT"),
-                Some(ended) = tasks.running.join_next() => Err(unexpected_end(ended)),
+                error = unexpected_end(&mut tasks.running, &mut writing) => Err(error),
             }
         }
         Err(error) => Err(error),
@@ -88,7 +90,9 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     }
     stop(tasks).await;
     store.close().await;
-    writing.await.context("the store's writer failed")?;
+    while let Some(ended) = writing.join_next().await {
+        ended.context("the store's writer failed")?;
+    }
     stopped.map(|_| tracing::info!("stopped"))
 }
 
@@ -183,9 +187,16 @@ async fn stop(mut tasks: Tasks) {
     }
 }
 
-fn unexpected_end(
-    ended: Result<(&'static str, anyhow::Result<()>), tokio::task::JoinError>,
+/// Waits until a task ends that should not have. The store's writer is one of them: without it nothing can be accepted,
+/// booked or settled any more.
+async fn unexpected_end(
+    running: &mut JoinSet<(&'static str, anyhow::Result<()>)>,
+    writing: &mut JoinSet<()>,
 ) -> anyhow::Error {
+    let ended = tokio::select! {
+        Some(ended) = running.join_next() => ended,
+        Some(ended) = writing.join_next() => ended.map(|()| ("store", Ok(()))),
+    };
     match ended {
         Ok((name, Ok(()))) => anyhow::anyhow!("the {name} task ended by itself, which is a defect"),
         Ok((name, Err(error))) => error.context(format!("the {name} task failed")),
@@ -250,5 +261,26 @@ fn lock(store: &Path) -> anyhow::Result<File> {
         Err(std::fs::TryLockError::Error(error)) => {
             Err(error).with_context(|| format!("{}: cannot be locked", path.display()))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_task_that_ends_by_itself_ends_the_daemon_and_so_does_the_writer() {
+        let (mut running, mut writing) = (JoinSet::new(), JoinSet::new());
+        running.spawn(std::future::pending());
+        writing.spawn(async {});
+        let error = unexpected_end(&mut running, &mut writing).await;
+        assert_eq!(error.to_string(), "the store task ended by itself, which is a defect");
+        writing.spawn(async { panic!("on purpose") });
+        let error = unexpected_end(&mut running, &mut writing).await;
+        assert_eq!(error.to_string(), "a task panicked, which is a defect");
+        writing.spawn(std::future::pending());
+        running.spawn(async { ("admin", Err(anyhow::anyhow!("no sockets"))) });
+        let error = unexpected_end(&mut running, &mut writing).await;
+        assert_eq!(format!("{error:#}"), "the admin task failed: no sockets");
     }
 }
