@@ -1,7 +1,7 @@
 //! Who a mailbox is (its section of the configuration), and the troubles it is in right now.
 
 use crate::address::Address;
-use crate::failure::{Class, Failure};
+use crate::failure::Failure;
 use crate::routing::Candidate;
 use crate::section::Section;
 use crate::{clock, delivery, fetch, microsoft};
@@ -118,6 +118,9 @@ pub struct Lasting {
     pub failure: Failure,
     #[serde(skip)]
     logged_at: Timestamp,
+    /// Whether it needed a person at any time since it began.
+    #[serde(skip)]
+    severe: bool,
 }
 
 /// What a failure does to the log.
@@ -146,7 +149,8 @@ impl Trouble {
             (Say::Nothing, Some(lasting)) => lasting.logged_at,
             _ => now,
         };
-        *lasting = Some(Lasting { since, failure: failure.clone(), logged_at });
+        let severe = failure.class.needs_a_person() || lasting.as_ref().is_some_and(|lasting| lasting.severe);
+        *lasting = Some(Lasting { since, failure: failure.clone(), logged_at, severe });
         drop(lasting);
         if say == Say::Nothing {
             return;
@@ -185,10 +189,10 @@ impl Trouble {
 
 /// Decides what to log: pure, so that "one line, one reminder an hour" can be tested without waiting.
 fn say(lasting: Option<&Lasting>, failure: &Failure, now: Timestamp) -> Say {
-    let severe = |class: Class| class.needs_a_person();
     match lasting {
         None => Say::Begin,
-        Some(lasting) if severe(failure.class) && !severe(lasting.failure.class) => Say::Begin,
+        // It got worse: said once, though a failure that passes may come in between.
+        Some(lasting) if failure.class.needs_a_person() && !lasting.severe => Say::Begin,
         Some(lasting) if now.duration_since(lasting.logged_at) >= REMIND_EVERY => Say::Remind,
         Some(_) => Say::Nothing,
     }
@@ -197,6 +201,7 @@ fn say(lasting: Option<&Lasting>, failure: &Failure, now: Timestamp) -> Say {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::failure::Class;
 
     #[test]
     fn a_lasting_trouble_is_said_once_and_hourly() {
@@ -207,6 +212,7 @@ mod tests {
             since: at(0),
             failure: failure.clone(),
             logged_at: at(logged),
+            severe: failure.class.needs_a_person(),
         };
 
         assert_eq!(say(None, &passing, at(0)), Say::Begin);
@@ -214,6 +220,18 @@ mod tests {
         assert_eq!(say(Some(&lasting(&passing, 0)), &passing, at(60)), Say::Remind);
         assert_eq!(say(Some(&lasting(&passing, 0)), &severe, at(1)), Say::Begin, "it got worse");
         assert_eq!(say(Some(&lasting(&severe, 0)), &passing, at(1)), Say::Nothing);
+    }
+
+    #[test]
+    fn a_trouble_that_gets_worse_is_said_once_whatever_comes_in_between() {
+        let now = Timestamp::from_second(1_000_000).unwrap();
+        let trouble =
+            Trouble::new("mailbox paused", "mailbox recovered", "sending", "j@example.com".to_owned());
+        let passing = Failure::new(Class::Transient, "timeout", "no answer");
+        let severe = Failure::new(Class::Administrator, "535 5.7.139", "disabled");
+        trouble.fail(&severe, now);
+        trouble.fail(&passing, now);
+        assert_eq!(say(trouble.lasting().as_ref(), &severe, now), Say::Nothing);
     }
 
     #[test]
