@@ -148,7 +148,7 @@ impl Store {
     }
 
     /// What of a folder is still to be done now, oldest first: waiting, interrupted, pushed but not marked, and refused
-    /// ones whose time has come.
+    /// ones whose time has come. A row in a state that this version does not know holds up no other.
     ///
     /// # Errors
     /// The disk's, and rows that make no sense.
@@ -163,7 +163,7 @@ impl Store {
         let rows: Vec<(i64, Option<String>, String, i64)> = sqlx::query_as(
             "SELECT uid, message_id, state, tries FROM received WHERE mailbox = $1 AND folder = $2 \
              AND uidvalidity = $3 AND state <> 'done' AND state <> 'gone' AND next_try_at <= $4 \
-             ORDER BY uid LIMIT $5",
+             AND state IN ('waiting', 'pushing', 'pushed', 'refused') ORDER BY uid LIMIT $5",
         )
         .bind(mailbox.as_str())
         .bind(folder)

@@ -3,7 +3,7 @@
 use super::writer::Write;
 use super::{Error, QueueId, Store, millis, timestamp};
 use crate::address::Address;
-use crate::failure::Class;
+use crate::failure::{Class, chain};
 use crate::message::Envelope;
 use crate::routing::Rule;
 use bytes::Bytes;
@@ -205,6 +205,7 @@ pub(super) enum QueueWrite {
     Book(QueueId, Timestamp),
     Settle(Box<Settlement>),
     Recover(Timestamp),
+    SetAside(QueueId),
     Reroute { id: QueueId, mailbox: Address, rule: Rule, new_from: Option<String> },
 }
 
@@ -215,6 +216,7 @@ impl QueueWrite {
             Self::Book(..) => "book an attempt",
             Self::Settle(_) => "settle an attempt",
             Self::Recover(_) => "take up interrupted attempts",
+            Self::SetAside(_) => "set an unreadable message aside",
             Self::Reroute { .. } => "route a message anew",
         }
     }
@@ -273,7 +275,7 @@ impl Store {
     /// The messages of a mailbox whose time has come, longest due first.
     ///
     /// # Errors
-    /// The disk's, and rows that make no sense.
+    /// The disk's.
     pub async fn due(&self, mailbox: &Address, now: Timestamp, limit: u32) -> Result<Vec<Due>, Error> {
         let rows = sqlx::query(
             "SELECT id, received_at, mail_from, recipients, smtputf8, eight_bit, new_from, message_id, size, attempts \
@@ -286,13 +288,13 @@ impl Store {
         .fetch_all(&self.readers)
         .await
         .map_err(|source| Error::Read { operation: "due messages", source })?;
-        rows.iter().map(due_of).collect()
+        self.readable(&rows).await
     }
 
     /// The waiting messages of a mailbox that were accepted by then, oldest first, due or not.
     ///
     /// # Errors
-    /// The disk's, and rows that make no sense.
+    /// The disk's.
     pub async fn accepted_by(
         &self,
         mailbox: &Address,
@@ -309,7 +311,24 @@ impl Store {
         .fetch_all(&self.readers)
         .await
         .map_err(|source| Error::Read { operation: "old messages", source })?;
-        rows.iter().map(due_of).collect()
+        self.readable(&rows).await
+    }
+
+    /// Reads rows of waiting messages. One that makes no sense is kept as failed, so that it holds up no other's mail.
+    async fn readable(&self, rows: &[SqliteRow]) -> Result<Vec<Due>, Error> {
+        let mut readable = Vec::with_capacity(rows.len());
+        for row in rows {
+            match due_of(row) {
+                Ok(due) => readable.push(due),
+                Err(error) => {
+                    let id = QueueId(column(row, "id")?);
+                    self.write(Write::Queue(QueueWrite::SetAside(id))).await?;
+                    let advice = "its row in the store is damaged; its content is kept there";
+                    tracing::error!(%id, error = %chain(&error), advice, "failed");
+                }
+            }
+        }
+        Ok(readable)
     }
 
     /// When the next message of a mailbox is due; `None`: none waits.
@@ -404,8 +423,8 @@ impl Store {
     /// The waiting messages of mailboxes that are not among `known`: id, mailbox and From.
     ///
     /// # Errors
-    /// The disk's, and rows that make no sense.
-    pub async fn strays(&self, known: &[Address]) -> Result<Vec<(QueueId, Address, Option<String>)>, Error> {
+    /// The disk's.
+    pub async fn strays(&self, known: &[Address]) -> Result<Vec<(QueueId, String, Option<String>)>, Error> {
         let known: Vec<&str> = known.iter().map(Address::as_str).collect();
         let known = serde_json::to_string(&known).map_err(|error| Error::Row { what: error.to_string() })?;
         let rows: Vec<(i64, String, Option<String>)> = sqlx::query_as(
@@ -416,7 +435,7 @@ impl Store {
         .fetch_all(&self.readers)
         .await
         .map_err(|source| Error::Read { operation: "messages of unknown mailboxes", source })?;
-        rows.into_iter().map(|(id, mailbox, from)| Ok((QueueId(id), address(&mailbox)?, from))).collect()
+        Ok(rows.into_iter().map(|(id, mailbox, from)| (QueueId(id), mailbox, from)).collect())
     }
 }
 
@@ -426,6 +445,13 @@ pub(super) async fn apply(write: &QueueWrite, connection: &mut SqliteConnection)
         QueueWrite::Book(id, now) => book(*id, *now, connection).await,
         QueueWrite::Settle(settlement) => settle(settlement, connection).await,
         QueueWrite::Recover(now) => recover(*now, connection).await,
+        QueueWrite::SetAside(id) => {
+            sqlx::query("UPDATE message SET state = 'failed' WHERE id = $1 AND state = 'waiting'")
+                .bind(id.0)
+                .execute(connection)
+                .await
+                .map(drop)
+        }
         QueueWrite::Reroute { id, mailbox, rule, new_from } => {
             sqlx::query("UPDATE message SET mailbox = $1, rule = $2, new_from = $3 WHERE id = $4")
                 .bind(mailbox.as_str())
@@ -586,7 +612,8 @@ fn queued_of(row: &SqliteRow) -> Result<Queued, Error> {
         mailbox: address(&column::<String>(row, "mailbox")?)?,
         rule: rule.parse().map_err(|_| Error::Row { what: format!("rule {rule:?}") })?,
         size: column::<i64>(row, "size")?.unsigned_abs(),
-        recipients: recipients(row)?,
+        // A damaged row must not hide the others.
+        recipients: recipients(row).unwrap_or_default(),
         attempts: Vec::new(),
     })
 }

@@ -291,3 +291,29 @@ async fn a_closed_store_ends_its_writer_whoever_still_holds_it() {
     let late = message(&clone, &["a@x"]);
     assert!(matches!(clone.accept(late).await, Err(Error::Closed)));
 }
+
+#[tokio::test]
+async fn a_row_that_makes_no_sense_holds_up_no_other() {
+    let opened = open().await;
+    let store = &opened.store;
+    let (damaged, good) = (message(store, &["a@x"]), message(store, &["b@x"]));
+    let ids = [damaged.id, good.id];
+    store.accept(damaged).await.unwrap();
+    store.accept(good).await.unwrap();
+    let mark = Mark { uidvalidity: 7, uid: 2 };
+    store.found(&john(), "INBOX", mark, vec![1, 2], at(0)).await.unwrap();
+    let mut connection = options(&opened.config.path).connect().await.unwrap();
+    for (damage, row) in [
+        ("UPDATE message SET recipients = '{' WHERE id = $1", ids[0].0),
+        ("UPDATE received SET state = 'of a newer version' WHERE uid = $1", 1),
+    ] {
+        sqlx::query(damage).bind(row).execute(&mut connection).await.unwrap();
+    }
+    for due in [store.due(&john(), at(0), 10).await, store.accepted_by(&john(), at(0), 10).await] {
+        assert_eq!(due.unwrap().iter().map(|due| due.id).collect::<Vec<_>>(), ids[1..]);
+    }
+    let states: Vec<_> = store.queued(None, 10).await.unwrap().iter().map(|queued| queued.state).collect();
+    assert_eq!(states, [QueuedState::Failed, QueuedState::Waiting], "it is kept");
+    let to_push = store.to_push(&john(), "INBOX", 7, at(0), 10).await.unwrap();
+    assert_eq!(to_push.iter().map(|received| received.uid).collect::<Vec<_>>(), [2]);
+}
