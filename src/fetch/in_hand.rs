@@ -67,10 +67,15 @@ impl InHand<'_> {
         let incoming = incoming::prepare(raw, mailbox.address(), self.row.message_id.as_deref());
         self.row.message_id = Some(incoming.message_id.clone());
         tracing::debug!(mailbox = %mailbox.address(), uid = self.row.uid, message_id = %one_line(&incoming.message_id), size, "fetched");
-        if self.is_there(&incoming).await? {
-            return self.done_with("known", None, size).await;
+        match self.is_there(&incoming).await {
+            Ok(true) => self.done_with("known", None, size).await,
+            Ok(false) => self.push(incoming, size).await,
+            // Odoo cannot say, and pushing it again could make a second record: the next one has its turn.
+            Err(Stop::Odoo(failure)) if failure.class == Class::Message => {
+                self.set_aside(&failure, plan::refused_again_after(self.row.tries)).await
+            }
+            Err(stop) => Err(stop),
         }
-        self.push(incoming, size).await
     }
 
     /// Whether Odoo has the message already: pushed under another UID (the UIDs count anew, or somebody moved it to

@@ -85,7 +85,7 @@ impl Gateway {
     /// Whether Odoo has a message with this Message-Id. (It keeps none of the bounces and loops that it took.)
     ///
     /// # Errors
-    /// Odoo is in trouble, or the user may not read messages.
+    /// [`Class::Message`]: Odoo cannot say. Any other class: Odoo is in trouble, or the user may not read messages.
     pub async fn knows(&self, message_id: &str) -> Result<bool, Failure> {
         let condition = ["message_id", "=", message_id].map(xmlrpc::string).to_vec();
         let domain = Value::Array(vec![Value::Array(condition)]);
@@ -173,7 +173,13 @@ impl Gateway {
     async fn authenticate(&self) -> Result<i32, Failure> {
         let config = &self.0.config;
         let body = xmlrpc::authenticate(&config.database, &config.login, config.password.expose_secret());
-        let uid = answers::of_authenticate(&self.call("common", body).await?);
+        // No message is in this call, so no answer to it, whatever it says, is a message's fault.
+        let odoos = |failure: Failure| match failure.class {
+            Class::Message => Failure { class: Class::Transient, ..failure },
+            _ => failure,
+        };
+        let answer = self.call("common", body).await.map_err(odoos)?;
+        let uid = answers::of_authenticate(&answer).map_err(odoos);
         *self.0.uid.lock().unwrap_or_else(PoisonError::into_inner) = uid.as_ref().ok().copied();
         uid
     }

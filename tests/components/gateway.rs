@@ -172,3 +172,13 @@ async fn a_trouble_ends_with_the_first_message_taken() {
     gateway.push(&mail("<1@x.test>"), None, "<1@x.test>").await.unwrap();
     assert!(gateway.trouble().is_none());
 }
+
+#[tokio::test]
+async fn what_goes_wrong_while_signing_in_is_never_a_messages_fault() {
+    let odoo = Odoo::start().await;
+    let gateway = gateway(&odoo, |_| ());
+    odoo.set_broken("authenticate", "RuntimeError: a module's own mistake");
+    let failure = gateway.push(&mail("1@x.test"), None, "<1@x.test>").await.unwrap_err();
+    assert_eq!(failure.class, Class::Transient, "{failure}");
+    assert_eq!(gateway.trouble().unwrap().failure, failure, "it is said");
+}

@@ -112,6 +112,20 @@ async fn what_a_crash_left_unknown_is_asked_for_first() {
     watching.stop().await;
 }
 
+#[tokio::test]
+async fn a_message_that_odoo_cannot_tell_of_blocks_nothing() {
+    let world = World::new().await;
+    world.odoo.set_broken("mail.message.search_count", "KeyError: 'message_id'");
+    world.odoo.script(Rule::new((), Answer::TakenThenCut).only("<cut@x.test>"));
+    world.deliver(JOHN, "cut@x.test");
+    let good = world.deliver(JOHN, "good@x.test");
+    let watching = world.start(&[JOHN]).await;
+    world.until_seen(JOHN, good).await;
+    assert_eq!(world.posted(), ["<cut@x.test>", "<good@x.test>"]);
+    assert_eq!(watching.counts().await, (0, 1, 1));
+    watching.stop().await;
+}
+
 /// The folder's UIDVALIDITY, as a client sees it.
 async fn uidvalidity(world: &World) -> u32 {
     use crate::support::client::ImapClient;

@@ -1,5 +1,6 @@
 //! Odoo's mail gateway over XML-RPC, scripted.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -83,6 +84,7 @@ struct Shared {
     posts: Mutex<Vec<Post>>,
     calls: Mutex<Vec<String>>,
     script: Script<(), Answer>,
+    broken: Mutex<HashMap<String, String>>,
     password: Mutex<String>,
     delay: Mutex<Duration>,
     in_flight: Gauge,
@@ -102,6 +104,7 @@ impl Odoo {
             posts: Mutex::default(),
             calls: Mutex::default(),
             script: Script::default(),
+            broken: Mutex::default(),
             password: Mutex::new(PASSWORD.to_owned()),
             delay: Mutex::default(),
             in_flight: Gauge::default(),
@@ -135,6 +138,11 @@ impl Odoo {
     /// Forgets every scripted answer.
     pub fn clear(&self) {
         self.shared.script.clear();
+    }
+
+    /// From now on the method, as [`Self::calls`] names it, ends with this exception (fault 1).
+    pub fn set_broken(&self, method: &str, exception: &str) {
+        self.shared.broken.lock().unwrap().insert(method.to_owned(), exception.to_owned());
     }
 
     /// Another password: the old one is refused from now on.
@@ -225,8 +233,16 @@ fn no_database(name: &str) -> Reply {
     ))
 }
 
+fn broken(shared: &Shared, method: &str) -> Option<Reply> {
+    let broken = shared.broken.lock().unwrap();
+    broken.get(method).map(|exception| Reply::Xml(fault(1, &format!("{ENDED}{exception}\n"))))
+}
+
 fn common(shared: &Shared, method: &str, params: &[Value]) -> Reply {
     shared.calls.lock().unwrap().push(method.to_owned());
+    if let Some(broken) = broken(shared, method) {
+        return broken;
+    }
     let text = |at: usize| params.get(at).and_then(Value::text).unwrap_or_default();
     match method {
         "version" => Reply::Xml(response(
@@ -257,7 +273,11 @@ async fn object(shared: &Shared, params: Vec<Value>) -> Reply {
         return access_denied();
     }
     let (model, method) = (model.text().unwrap_or_default(), method.text().unwrap_or_default());
-    shared.calls.lock().unwrap().push(format!("{model}.{method}"));
+    let called = format!("{model}.{method}");
+    shared.calls.lock().unwrap().push(called.clone());
+    if let Some(broken) = broken(shared, &called) {
+        return broken;
+    }
     match (model, method) {
         ("mail.thread", "message_process") => message_process(shared, args, kwargs).await,
         (_, "check_access_rights") => bool(true),
