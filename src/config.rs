@@ -133,7 +133,9 @@ mod tests {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         }
         let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-        std::fs::write(folder.path().join("fullchain.pem"), certified.cert.pem()).unwrap();
+        for certificate in ["fullchain.pem", "extra-roots.pem"] {
+            std::fs::write(folder.path().join(certificate), certified.cert.pem()).unwrap();
+        }
         let key = folder.path().join("privkey.pem");
         std::fs::write(&key, certified.signing_key.serialize_pem()).unwrap();
         std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
@@ -202,9 +204,13 @@ mod tests {
             ("[microsoft]\nclient_id = 'x'\n[[mailbox]]\naddress = 'nobody'\n", "4: mailbox[1].address: "),
             ("[store]\nurl = 'postgres://h/db'\n", "2: store.url: names PostgreSQL"),
             ("[odoo]\nurl = 'http://h'\n", "odoo.password_file: is missing"),
+            ("[odoo]\nurl = 'http://u:secret@h'\n", "2: odoo.url: holds a user or password"),
+            ("[odoo]\nurl = 'ftp://h'\n", "2: odoo.url: is not an address"),
+            ("[submission]\nlisten = []\n", "2: submission.listen: is empty"),
         ];
         for (text, expected) in cases {
             let mistakes: Vec<String> = parse(text).mistakes.iter().map(ToString::to_string).collect();
+            assert!(!mistakes.iter().any(|mistake| mistake.contains("secret@")), "{mistakes:#?}");
             assert!(mistakes.iter().any(|mistake| mistake.contains(expected)), "{text:?}: {mistakes:#?}");
         }
     }

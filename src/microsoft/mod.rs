@@ -4,7 +4,9 @@ pub mod imap_replies;
 pub mod smtp_replies;
 pub mod token_errors;
 
+use crate::failure::chain;
 use crate::section::{HostPort, Section};
+use crate::tls;
 use jiff::civil::Date;
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -108,6 +110,9 @@ impl Config {
         let mut config = Self::read(section, &Self::of_cloud(cloud));
         config.cloud = cloud;
         config.ca_file = section.path_of("ca_file");
+        if let Some(Err(error)) = config.ca_file.as_deref().map(tls::certificates) {
+            section.mistake("ca_file", format!("names {}", chain(&error)));
+        }
         config
     }
 
@@ -253,6 +258,13 @@ mod tests {
     fn app_only_needs_a_tenant_and_a_secret() {
         let (_, mistakes) = read("grant = 'client_credentials'\n");
         assert_eq!(mistakes.len(), 2, "{mistakes:?}");
+    }
+
+    #[test]
+    fn roots_that_cannot_be_read_are_a_mistake() {
+        let (_, mistakes) = read("ca_file = 'roots.pem'");
+        assert_eq!(mistakes.len(), 1, "{mistakes:?}");
+        assert!(mistakes[0].starts_with("1: ca_file: names /nonexistent/roots.pem"), "{mistakes:?}");
     }
 
     #[test]

@@ -73,6 +73,10 @@ impl Config {
     }
 }
 
+fn has_credentials(url: &Url) -> bool {
+    !url.username().is_empty() || url.password().is_some()
+}
+
 impl GatewayConfig {
     fn read(section: &mut Section<'_>) -> Option<Self> {
         if section.get_or("protocol", Protocol::XmlRpc) == Protocol::Json2 {
@@ -103,10 +107,15 @@ impl GatewayConfig {
             section
                 .mistake("password_file", "is missing: the file with the password or API key of that user");
         }
-        if let Some(url) = &url
-            && !Url::parse(url).is_ok_and(|url| url.has_host() && ["http", "https"].contains(&url.scheme()))
-        {
-            section.mistake("url", "is not an address, like \"http://127.0.0.1:8069\"");
+        if let Some(url) = &url {
+            match Url::parse(url) {
+                Ok(url) if has_credentials(&url) => {
+                    section
+                        .mistake("url", "holds a user or password, which the log would show: leave it out");
+                }
+                Ok(url) if url.has_host() && ["http", "https"].contains(&url.scheme()) => {}
+                _ => section.mistake("url", "is not an address, like \"http://127.0.0.1:8069\""),
+            }
         }
         Some(Self {
             url: url?.trim_end_matches('/').to_owned(),

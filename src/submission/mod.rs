@@ -57,6 +57,9 @@ impl Config {
             credentials: credentials(section),
             tls: tls(section),
         };
+        if config.listen.is_empty() {
+            section.mistake("listen", "is empty: name an address, like [\"127.0.0.1:2525\"]");
+        }
         if let Some(exposed) = config.listen.iter().find(|address| !config.may_listen(address)) {
             section.mistake("listen", Exposed(*exposed).to_string());
         }
