@@ -24,9 +24,22 @@ pub fn to_second(at: Timestamp) -> Timestamp {
     Timestamp::from_second(at.as_second()).unwrap_or(at)
 }
 
+/// The nth wait (from 1) of a schedule in seconds, whose last one repeats.
+pub fn nth(schedule: &[u64], times: u32) -> Duration {
+    let index = usize::try_from(times.saturating_sub(1)).unwrap_or(usize::MAX);
+    Duration::from_secs(schedule.get(index).or(schedule.last()).copied().unwrap_or_default())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_schedule_ends_with_its_last_wait() {
+        let waits = [0, 1, 2, 3, u32::MAX].map(|times| nth(&[5, 10], times).as_secs());
+        assert_eq!(waits, [5, 5, 10, 10, 10]);
+        assert_eq!(nth(&[], 1), Duration::ZERO);
+    }
 
     #[test]
     fn time_arithmetic_saturates() {

@@ -19,6 +19,18 @@ const NEVER_BELOW: [&str; 8] = [
     "rustls=warn",
 ];
 
+/// Addresses that an event names; of the others it only says how many there are.
+const NAMED: usize = 3;
+
+/// The first few of many addresses, for the field `to`.
+pub fn names(addresses: &[String]) -> String {
+    let named = addresses.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match addresses.len().saturating_sub(NAMED) {
+        0 => named,
+        more => format!("{named} and {more} more"),
+    }
+}
+
 /// Starts logging to stderr; under systemd the journal adds the time itself.
 pub fn start() {
     let wanted = std::env::var("RUST_LOG").ok().filter(|filter| !filter.trim().is_empty());
@@ -40,4 +52,17 @@ pub fn start() {
     };
     // A second start keeps the first: only tests could do that.
     drop(started);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_addresses_make_a_short_text() {
+        let all: Vec<String> = ["a@x", "b@x", "c@x", "d@x", "e@x"].map(str::to_owned).to_vec();
+        assert_eq!(names(&all[..1]), "a@x");
+        assert_eq!(names(&all[..3]), "a@x, b@x, c@x");
+        assert_eq!(names(&all), "a@x, b@x, c@x and 2 more");
+    }
 }

@@ -6,6 +6,7 @@ use super::fault::Fault;
 use super::outcome::{self, Circumstances, Decision, End, Transaction, waits};
 use crate::clock;
 use crate::failure::{Class, Failure, chain};
+use crate::logging::names;
 use crate::mailbox::{Mailbox, Trouble};
 use crate::message;
 use crate::microsoft::smtp_replies::{Judgement, Special, Step, judge};
@@ -254,25 +255,4 @@ fn was_stale(transaction: &Transaction) -> bool {
             End::Refused(Step::Mail, reply) => reply.code == 421,
             _ => false,
         }
-}
-
-/// The first few of many.
-fn names(addresses: &[String]) -> String {
-    let first = addresses.iter().take(3).map(String::as_str).collect::<Vec<_>>().join(", ");
-    match addresses.len().saturating_sub(3) {
-        0 => first,
-        more => format!("{first} and {more} more"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn many_recipients_make_a_short_line() {
-        let all: Vec<String> = ["a@x", "b@x", "c@x", "d@x", "e@x"].map(str::to_owned).to_vec();
-        assert_eq!(names(&all[..3]), "a@x, b@x, c@x");
-        assert_eq!(names(&all), "a@x, b@x, c@x and 2 more");
-    }
 }

@@ -11,6 +11,7 @@ use super::wire::Wire;
 use crate::address::Address;
 use crate::failure::{Class, Failure, one_line};
 use crate::microsoft::smtp_replies::{Reply, Special, Step, judge};
+use crate::microsoft::xoauth2;
 use crate::section::HostPort;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -133,7 +134,7 @@ impl Connection {
             let advice = "check that [microsoft] smtp names Microsoft's submission service, like smtp.office365.com:587";
             return Err(Fault::Failed(failure.advise(advice)));
         }
-        let credentials = STANDARD.encode(format!("user={}\x01auth=Bearer {token}\x01\x01", self.mailbox));
+        let credentials = STANDARD.encode(xoauth2(&self.mailbox, token));
         let answer = self.auth(format!("AUTH XOAUTH2 {credentials}\r\n")).await?;
         if answer.has_code(235) {
             return Ok(());

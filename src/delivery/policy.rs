@@ -32,7 +32,7 @@ pub fn retry_after(
     random: f64,
 ) -> Option<Duration> {
     let left = retry_for.checked_sub(since_received).filter(|left| !left.is_zero())?;
-    let wait = spread(step(&SCHEDULE, attempts.saturating_sub(1)), random);
+    let wait = spread(clock::nth(&SCHEDULE, attempts), random);
     Some(wait.max(asked.unwrap_or_default()).min(left))
 }
 
@@ -46,14 +46,15 @@ pub fn retry_after(
 ///
 /// or as long as the service asked for, where that is longer.
 pub fn pause_for(class: Class, pauses: u32, asked: Option<Duration>, random: f64) -> Duration {
-    let index = pauses.saturating_sub(1);
     let wait = match class {
         Class::Rate => {
             let first = 30.0 + 30.0 * random.clamp(0.0, 1.0);
-            Duration::from_secs_f64((first * f64::from(2u32.pow(index.min(5)))).min(900.0))
+            Duration::from_secs_f64((first * f64::from(2u32.pow(pauses.saturating_sub(1).min(5)))).min(900.0))
         }
-        Class::Consent | Class::Administrator => spread(step(&[300, 600, 1200, 1800], index), random),
-        Class::Transient | Class::Message => spread(step(&[5, 10, 20, 40, 80, 160, 300], index), random),
+        Class::Consent | Class::Administrator => spread(clock::nth(&[300, 600, 1200, 1800], pauses), random),
+        Class::Transient | Class::Message => {
+            spread(clock::nth(&[5, 10, 20, 40, 80, 160, 300], pauses), random)
+        }
     };
     wait.max(asked.unwrap_or_default())
 }
@@ -79,11 +80,6 @@ pub fn give_up_before(since: Timestamp, now: Timestamp, retry_for: Duration) -> 
 /// How often a mailbox that does not work is looked through for messages to give up.
 pub fn give_up_every(retry_for: Duration) -> Duration {
     (retry_for / 4).clamp(Duration::from_secs(1), Duration::from_secs(MINUTE))
-}
-
-fn step(seconds: &[u64], index: u32) -> Duration {
-    let index = usize::try_from(index).unwrap_or(usize::MAX).min(seconds.len().saturating_sub(1));
-    Duration::from_secs(seconds.get(index).copied().unwrap_or(60 * MINUTE))
 }
 
 /// A fifth to either side, so that mail deferred together does not come back together.

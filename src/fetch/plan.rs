@@ -1,6 +1,7 @@
 //! The inbox loop's decisions, without any I/O: which messages to look for and enter, and how long to wait.
 
 use super::session::Folder;
+use crate::clock;
 use crate::failure::{Class, Failure};
 use crate::store::Mark;
 use std::time::Duration;
@@ -69,19 +70,12 @@ pub fn back_off(failure: &Failure, times: u32) -> Duration {
         Class::Transient | Class::Message => &PASSING,
         Class::Rate | Class::Consent | Class::Administrator => &LASTING,
     };
-    step(schedule, times).max(failure.retry_after.unwrap_or_default())
+    clock::nth(schedule, times).max(failure.retry_after.unwrap_or_default())
 }
 
 /// How long a refused message waits after its nth try.
 pub fn refused_again_after(tries: u32) -> Duration {
-    step(&REFUSED, tries)
-}
-
-/// The nth step of a schedule (from 1), which ends with its last.
-fn step(schedule: &[u64], times: u32) -> Duration {
-    let index = usize::try_from(times.saturating_sub(1)).unwrap_or(usize::MAX);
-    let seconds = schedule.get(index).or(schedule.last()).copied().unwrap_or_default();
-    Duration::from_secs(seconds)
+    clock::nth(&REFUSED, tries)
 }
 
 #[cfg(test)]

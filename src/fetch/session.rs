@@ -6,6 +6,7 @@
 
 use crate::address::Address;
 use crate::failure::{Class, Failure, chain};
+use crate::microsoft;
 use crate::microsoft::imap_replies::{self, Status, Step};
 use crate::section::HostPort;
 use async_imap::imap_proto::{AttributeValue, MailboxDatum, Response, ResponseCode, Status as Said};
@@ -93,8 +94,8 @@ impl Session {
             Some(_) => return Err(odd("the server's greeting is none")),
             None => return Err(cut()),
         }
-        let answer = format!("user={mailbox}\x01auth=Bearer {token}\x01\x01");
-        let signed_in = client.authenticate("XOAUTH2", Xoauth2 { answer: Some(answer) });
+        let answer = Some(microsoft::xoauth2(mailbox, token));
+        let signed_in = client.authenticate("XOAUTH2", Xoauth2 { answer });
         match within(COMMAND, "AUTHENTICATE", Box::pin(signed_in)).await? {
             Ok(imap) => Ok(Self { imap, mailbox: mailbox.clone() }),
             Err((error, _)) => Err(login_failure(&error, mailbox)),

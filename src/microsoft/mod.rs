@@ -4,6 +4,7 @@ pub mod imap_replies;
 pub mod smtp_replies;
 pub mod token_errors;
 
+use crate::address::Address;
 use crate::failure::chain;
 use crate::section::{HostPort, Section};
 use crate::tls;
@@ -201,6 +202,12 @@ impl Config {
             Grant::ClientCredentials => vec![format!("{resource}/.default")],
         }
     }
+}
+
+/// The initial response of SASL XOAUTH2, before its base64: Microsoft's "Authenticate an IMAP, POP or SMTP connection
+/// using OAuth". Holds the token: never to be logged.
+pub fn xoauth2(mailbox: &Address, token: &str) -> String {
+    format!("user={mailbox}\x01auth=Bearer {token}\x01\x01")
 }
 
 /// A date, written as TOML's own (`2027-11-20`) or as a string.

@@ -83,13 +83,6 @@ pub enum Step {
     Dot,
 }
 
-impl Step {
-    /// Whether no message is at stake yet: what fails here is the mailbox's trouble.
-    pub fn is_session(self) -> bool {
-        matches!(self, Self::Greeting | Self::Auth)
-    }
-}
-
 /// What is special about a failure, besides what its class says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Special {

@@ -8,12 +8,11 @@ use jiff::Timestamp;
 
 use super::reply::Reply;
 use crate::failure::chain;
+use crate::logging::names;
 use crate::message::{Envelope, HeaderView};
 use crate::routing::Routes;
 use crate::store::{NewMessage, Store};
 
-/// Recipients that are named in the log; of the others only the number is.
-const NAMED: usize = 3;
 /// Characters of a From that are logged.
 const FROM: usize = 200;
 
@@ -48,7 +47,7 @@ impl Intake {
         };
         let id = self.store.next_id(now);
         let from: String = header_from.as_deref().unwrap_or_default().chars().take(FROM).collect();
-        let to = summary(&envelope.recipients);
+        let to = names(&envelope.recipients);
         let (mailbox, rule, size) = (route.mailbox.clone(), route.rule, content.len());
         let message = NewMessage {
             id,
@@ -86,27 +85,4 @@ impl Intake {
 /// Logs a 4xx or 5xx reply: to Odoo each is a lost mail, so each is worth a line.
 pub(super) fn log_refusal(peer: SocketAddr, reply: &Reply) {
     tracing::warn!(code = reply.code(), %reply, %peer, "refused");
-}
-
-/// The first few recipients, and how many more there are.
-fn summary(recipients: &[String]) -> String {
-    let named = recipients.iter().take(NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
-    match recipients.len().checked_sub(NAMED) {
-        None | Some(0) => named,
-        Some(more) => format!("{named} and {more} more"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_summary_names_a_few() {
-        let recipients =
-            |count: usize| (0..count).map(|number| format!("r{number}@x.test")).collect::<Vec<_>>();
-        assert_eq!(summary(&recipients(1)), "r0@x.test");
-        assert_eq!(summary(&recipients(3)), "r0@x.test, r1@x.test, r2@x.test");
-        assert_eq!(summary(&recipients(1000)), "r0@x.test, r1@x.test, r2@x.test and 997 more");
-    }
 }

@@ -79,9 +79,7 @@ pub fn retry_in(failure: &Failure, tries: u32, random: f64) -> Duration {
     let wait = if failure.class.needs_a_person() {
         PERSON_WAIT - part(PERSON_WAIT / 10, random)
     } else {
-        let step = usize::try_from(tries.saturating_sub(1)).unwrap_or(usize::MAX);
-        let [.., last] = BACK_OFF;
-        let step = Duration::from_secs(BACK_OFF.get(step).copied().unwrap_or(last));
+        let step = clock::nth(&BACK_OFF, tries);
         step - part(step / 5, random)
     };
     let asked = failure.retry_after.unwrap_or_default().min(MOST_RETRY_AFTER);
