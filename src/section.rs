@@ -315,7 +315,11 @@ pub fn check_private(path: &Path) -> Result<(), String> {
 pub fn read_secret(path: &Path) -> Result<SecretString, String> {
     let shown = path.display();
     let unreadable = |error: std::io::Error| {
-        format!("names {shown}, which cannot be read: {error}: create it, with the secret as its only line")
+        let remedy = match error.kind() {
+            std::io::ErrorKind::PermissionDenied => "run as a user who may read it",
+            _ => "create it, with the secret as its only line",
+        };
+        format!("names {shown}, which cannot be read: {error}: {remedy}")
     };
     let metadata = std::fs::metadata(path).map_err(unreadable)?;
     if !metadata.is_file() {

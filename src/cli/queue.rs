@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::store::{Attempt, Queued, QueuedState, RecipientState, Store};
 use std::process::ExitCode;
 
-/// So many messages are read from the store at a time, so that a long queue costs no memory.
+/// So many messages are read from the store at a time, so that no one read of a long queue holds up the daemon.
 const PAGE: u32 = 500;
 
 pub(super) fn list(config: &Config, json: bool) -> anyhow::Result<ExitCode> {

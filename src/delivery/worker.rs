@@ -36,7 +36,7 @@ pub struct Worker {
     status: watch::Sender<Status>,
 }
 
-/// What a worker does right now, as `status` shows it.
+/// What a worker does right now.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Status {
     /// Attempts under way.
