@@ -8,6 +8,9 @@ use crate::support::smtp::{Fault, Step};
 use crate::support::wait::{SOON, until};
 use crate::support::world::World;
 use serde_json::Value;
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{Connection, SqliteConnection};
+use std::time::Duration;
 
 const BOUNCE: &str = "bounce@example.com";
 
@@ -165,6 +168,38 @@ async fn one_mailbox_in_trouble_holds_up_no_other_and_logs_once() {
     assert_eq!(relay.count_log("mailbox paused"), 1, "{:#?}", relay.log());
     assert_eq!(company::queue(&config).await.len(), 10, "nothing is given up");
     assert_eq!(config.cli(&["status"]).await.code, Some(1));
+}
+
+#[tokio::test]
+async fn a_store_that_cannot_be_written_is_said_once_and_in_the_status() {
+    let world = World::start().await;
+    let (config, relay) = patient(&world).await;
+    let options = SqliteConnectOptions::new().filename(config.dir().join("relay.db"));
+    let mut database = SqliteConnection::connect_with(&options).await.unwrap();
+    let broken =
+        "CREATE TRIGGER broken BEFORE INSERT ON attempt BEGIN SELECT raise(FAIL, 'disk is full'); END";
+    sqlx::query(broken).execute(&mut database).await.unwrap();
+    send(&relay, "unbooked@t").await;
+    relay.wait_for_log("store failed").await;
+    // It takes some more tries meanwhile; the store can be read all the while.
+    let end = tokio::time::Instant::now() + Duration::from_secs(4);
+    let mut said = 0;
+    while tokio::time::Instant::now() < end {
+        let status = config.cli(&["status"]).await;
+        said += usize::from(status.code == Some(1) && status.stdout.contains("disk is full"));
+    }
+    assert!(said > 0, "{:?}", config.cli(&["status"]).await);
+    sqlx::query("DROP TRIGGER broken").execute(&mut database).await.unwrap();
+    until(SOON, "the mail", || world.smtp.count() == 1).await;
+    relay.wait_for_log("store recovered").await;
+    assert_eq!(
+        (relay.count_log("store failed"), relay.count_log("store recovered")),
+        (1, 1),
+        "{:#?}",
+        relay.log()
+    );
+    until(SOON, "an empty queue", || relay.count_log(" sent") > 0).await;
+    config.cli(&["status"]).await.success();
 }
 
 #[tokio::test]

@@ -74,7 +74,11 @@ async fn status(State(sources): State<Sources>) -> Response {
 /// Whether the daemon works: that a mailbox is in trouble is no reason to restart it.
 async fn healthz(State(sources): State<Sources>) -> Response {
     match sources.store.totals().await {
-        Ok(_) => "well\n".into_response(),
+        Ok(_) => match sources.store.unwritable() {
+            None => "well\n".into_response(),
+            Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("the store cannot be written: {why}\n"))
+                .into_response(),
+        },
         Err(error) => (StatusCode::SERVICE_UNAVAILABLE, chain(&error)).into_response(),
     }
 }

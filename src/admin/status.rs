@@ -25,6 +25,9 @@ pub struct Status {
     pub queue: Totals,
     /// The trouble with Odoo's gateway, if any.
     pub odoo: Option<Lasting>,
+    /// Why the store could not be written the last time, if it could not: then no mail is accepted, and none sent.
+    #[serde(default)]
+    pub store: Option<String>,
 }
 
 /// One mailbox.
@@ -83,13 +86,17 @@ impl Sources {
         let mailboxes: Vec<MailboxStatus> =
             self.mailboxes.iter().map(|mailbox| self.mailbox(mailbox, &totals, &inboxes)).collect();
         let odoo = self.gateway.as_ref().and_then(Gateway::trouble);
+        let store = self.store.unwritable();
         Ok(Status {
-            well: odoo.is_none() && mailboxes.iter().all(|mailbox| mailbox.troubles.is_empty()),
+            well: odoo.is_none()
+                && store.is_none()
+                && mailboxes.iter().all(|mailbox| mailbox.troubles.is_empty()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: self.started_at,
             queue: totals.values().fold(Totals::default(), sum),
             mailboxes,
             odoo,
+            store,
         })
     }
 

@@ -51,6 +51,12 @@ fn print(status: &Status) -> anyhow::Result<()> {
         say(format_args!("  seen     {} {}", trouble.failure.code, trouble.failure.reply))?;
         say(format_args!("  remedy   {}", or_wait(&trouble.failure.advice)))?;
     }
+    if let Some(why) = &status.store {
+        say(format_args!("\nThe store:\n  seen     it could not be written: {why}"))?;
+        say(
+            "  remedy   look for a full disk or missing rights: no mail is accepted or sent before it can be written",
+        )?;
+    }
     say(if status.well { "\nAll is well." } else { "\nNot all is well." })
 }
 

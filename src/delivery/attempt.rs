@@ -76,7 +76,7 @@ impl Context {
             Err(error) => return Ended::Store(error),
         };
         match self.store.book(due.id, clock::now()).await {
-            Ok(()) => {}
+            Ok(()) => drop(self.store_trouble.well()),
             Err(store::Error::Write { source: sqlx::Error::RowNotFound, .. }) => return Ended::Skipped,
             Err(error) => return Ended::Store(error),
         }

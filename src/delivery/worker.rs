@@ -148,7 +148,7 @@ impl Worker {
             }
             if state.ready.is_empty() && state.look_at.is_some_and(|at| at <= now) {
                 match self.look(state, now).await {
-                    Ok(()) => state.lanes.store_works(),
+                    Ok(()) => {}
                     Err(error) => {
                         self.context.store_failed(&error);
                         state.lanes.store_failed(now);
@@ -184,7 +184,11 @@ impl Worker {
         } else {
             Some(clock::after(now, LOOK_AGAIN))
         };
-        self.context.store_trouble.well();
+        // That it can be read says nothing about writing, which the next attempt does first.
+        if state.ready.is_empty() && state.sending.is_empty() {
+            state.lanes.store_works();
+            self.context.store_trouble.well();
+        }
         Ok(())
     }
 
@@ -195,6 +199,9 @@ impl Worker {
         state.sending.remove(&id);
         state.idle.extend(held);
         state.look_at = Some(Timestamp::MIN);
+        if matches!(ended, Ended::Settled(_) | Ended::Trouble(_)) {
+            state.lanes.store_works();
+        }
         let judgement = match ended {
             Ended::Settled(None) => {
                 if state.lanes.works(round) {

@@ -187,6 +187,7 @@ pub struct Store {
     last_id: Arc<AtomicI64>,
     arrivals: Arc<Mutex<HashMap<Address, Arc<Notify>>>>,
     woken: watch::Sender<()>,
+    unwritable: writer::Unwritable,
 }
 
 impl Store {
@@ -213,15 +214,18 @@ impl Store {
             sqlx::query_scalar("SELECT max(id) FROM message").fetch_one(&readers).await.map_err(opened)?;
         let (writes, jobs) = mpsc::channel(1024);
         let closing = CancellationToken::new();
+        let unwritable = writer::Unwritable::default();
+        let writer = Writer::new(connection, jobs, closing.clone(), unwritable.clone());
         let store = Self {
             readers,
             writes,
-            closing: closing.clone(),
+            closing,
             last_id: Arc::new(AtomicI64::new(last.unwrap_or_default())),
             arrivals: Arc::default(),
             woken: watch::Sender::default(),
+            unwritable,
         };
-        Ok((store, Writer::new(connection, jobs, closing)))
+        Ok((store, writer))
     }
 
     /// Opens a store that must be there already.
@@ -233,6 +237,11 @@ impl Store {
             return Err(Error::Absent { path: config.path.clone() });
         }
         Self::open(config).await
+    }
+
+    /// Why the last write failed, if it did: a full disk, mostly.
+    pub fn unwritable(&self) -> Option<String> {
+        self.unwritable.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A new id for a message that arrives `now`.

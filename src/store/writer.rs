@@ -7,6 +7,7 @@ use super::tokens::StoredToken;
 use super::{Error, inbox, queue, tokens};
 use crate::address::Address;
 use sqlx::SqliteConnection;
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -52,41 +53,37 @@ pub struct Writer {
     connection: SqliteConnection,
     jobs: mpsc::Receiver<Job>,
     closing: CancellationToken,
+    unwritable: Unwritable,
 }
+
+/// Why the last write failed, if it did: shared with every [`super::Store`].
+pub(super) type Unwritable = Arc<Mutex<Option<String>>>;
 
 impl Writer {
     pub(super) fn new(
         connection: SqliteConnection,
         jobs: mpsc::Receiver<Job>,
         closing: CancellationToken,
+        unwritable: Unwritable,
     ) -> Self {
-        Self { connection, jobs, closing }
+        Self { connection, jobs, closing, unwritable }
     }
 
     /// Writes until the store is closed, or every [`super::Store`] dropped, and all that was handed in is on disk.
     pub async fn run(mut self) {
         let mut batch = Vec::with_capacity(MOST_TOGETHER);
-        loop {
-            let taken = tokio::select! {
-                biased;
-                taken = self.jobs.recv_many(&mut batch, MOST_TOGETHER) => taken,
-                // What is in the channel still comes out of it; nothing more goes in.
-                () = self.closing.cancelled(), if !self.jobs.is_closed() => {
-                    self.jobs.close();
-                    continue;
-                }
-            };
-            if taken == 0 {
-                break;
-            }
+        while self.next(&mut batch).await > 0 {
             if let Err(error) = commit(&mut self.connection, batch.iter().map(|job| &job.write)).await {
                 tracing::debug!(error = %crate::failure::chain(&error), together = batch.len(), "commit failed");
                 // One bad write must not fail the others: each gets a transaction, and an answer, of its own.
                 for job in batch.drain(..) {
                     let operation = job.write.operation();
                     let written = commit(&mut self.connection, std::iter::once(&job.write)).await;
+                    self.note(written.as_ref().err());
                     drop(job.done.send(written.map_err(|source| Error::Write { operation, source })));
                 }
+            } else {
+                self.note(None);
             }
             // A waiter that went away no longer wants to know.
             batch.drain(..).for_each(|job| drop(job.done.send(Ok(()))));
@@ -94,6 +91,25 @@ impl Writer {
         if let Err(error) = sqlx::Connection::close(self.connection).await {
             tracing::warn!(error = %crate::failure::chain(&error), "the store was not closed cleanly");
         }
+    }
+
+    /// Notes how the last write went. That there was no such row is the write's own affair.
+    fn note(&self, failed: Option<&sqlx::Error>) {
+        if !matches!(failed, Some(sqlx::Error::RowNotFound)) {
+            let mut unwritable = self.unwritable.lock().unwrap_or_else(PoisonError::into_inner);
+            *unwritable = failed.map(|error| crate::failure::chain(error));
+        }
+    }
+
+    /// Waits for work; 0: there will be none any more.
+    async fn next(&mut self, batch: &mut Vec<Job>) -> usize {
+        tokio::select! {
+            taken = self.jobs.recv_many(batch, MOST_TOGETHER) => return taken,
+            () = self.closing.cancelled() => {}
+        }
+        // What was handed in before is still there.
+        self.jobs.close();
+        self.jobs.recv_many(batch, MOST_TOGETHER).await
     }
 }
 
