@@ -145,17 +145,18 @@ impl Session {
     /// # Errors
     /// A message that the server cannot give, or a session that is over.
     pub async fn size(&mut self, uid: u32) -> Result<Option<u64>, Error> {
-        let mut size = None;
+        let (mut size, mut told) = (None, false);
         let command = format!("UID FETCH {uid} (UID RFC822.SIZE)");
         self.command(Step::Fetch, &command, COMMAND, |response| {
             for attribute in attributes_of(uid, response) {
+                told = true;
                 if let AttributeValue::Rfc822Size(number) = attribute {
                     size = Some(u64::from(*number));
                 }
             }
         })
         .await?;
-        Ok(size)
+        self.unless_withheld(size, told, "its size")
     }
 
     /// A message's bytes, leaving it unread; `None`: it is no longer there.
@@ -163,17 +164,28 @@ impl Session {
     /// # Errors
     /// A message that the server cannot give, or a session that is over.
     pub async fn body(&mut self, uid: u32) -> Result<Option<Vec<u8>>, Error> {
-        let mut body = None;
+        let (mut body, mut told) = (None, false);
         let command = format!("UID FETCH {uid} (UID BODY.PEEK[])");
         self.command(Step::Fetch, &command, BODY, |response| {
             for attribute in attributes_of(uid, response) {
+                told = true;
                 if let AttributeValue::BodySection { section: None, data: Some(data), .. } = attribute {
                     body = Some(data.to_vec());
                 }
             }
         })
         .await?;
-        Ok(body)
+        self.unless_withheld(body, told, "its content")
+    }
+
+    /// A server that tells of a message, but not `what` was asked for, still has it: that is no message which is gone.
+    fn unless_withheld<T>(&self, asked: Option<T>, told: bool, what: &str) -> Result<Option<T>, Error> {
+        if asked.is_some() || !told {
+            return Ok(asked);
+        }
+        let text = format!("the server tells of the message, but not {what}");
+        let failure = imap_replies::judge(Step::Fetch, Status::No, &text, self.mailbox.as_str());
+        Err(Error::Refused(Failure { code: "odd answer".to_owned(), ..failure }))
     }
 
     /// Marks a message as read. That it is gone is no error.

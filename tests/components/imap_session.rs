@@ -163,6 +163,21 @@ async fn an_answer_that_breaks_the_parser_ends_the_session_only() {
 }
 
 #[tokio::test]
+async fn a_message_that_is_withheld_is_not_taken_for_gone() {
+    let world = world().await;
+    let mut session = world.ready().await;
+    session.select("INBOX").await.unwrap();
+    // Of a message that is not there, so that nothing else is said of it.
+    world.imap.fail_next("UID FETCH", Fault::untagged("1 FETCH (UID 77)"));
+    let size = session.size(77).await.map(drop).unwrap_err();
+    world.imap.fail_next("UID FETCH", Fault::untagged("1 FETCH (UID 77 BODY[] NIL)"));
+    let body = session.body(77).await.map(drop).unwrap_err();
+    for error in [size, body] {
+        assert!(matches!(&error, Error::Refused(failure) if failure.class == Class::Message), "{error:?}");
+    }
+}
+
+#[tokio::test]
 async fn talk_of_other_messages_is_not_taken_for_the_answer() {
     let world = world().await;
     let uid = world.deliver("1@x.test");
