@@ -116,7 +116,8 @@ struct Sorting {
     deferred: Option<Failure>,
     mailbox: Option<Judgement>,
     once_more: bool,
-    split: bool,
+    /// The service takes no more recipients at a time.
+    split: Option<Failure>,
 }
 
 impl Sorting {
@@ -128,7 +129,7 @@ impl Sorting {
             deferred: None,
             mailbox: None,
             once_more: false,
-            split: false,
+            split: None,
         }
     }
 
@@ -160,7 +161,7 @@ impl Sorting {
             }
             (Special::Split, _) => {
                 self.reply(index, &judgement.failure);
-                self.split = true;
+                self.split = Some(judgement.failure);
             }
             (Special::OnceMore, _) if !seen_before => {
                 self.defer(index, &judgement.failure);
@@ -200,6 +201,10 @@ impl Sorting {
 
     fn decide(mut self, due: &Due, end: &End, when: Circumstances) -> Decision {
         let age = clock::until(due.received_at, when.now);
+        if self.sent.is_empty() && self.deferred.is_none() {
+            // It does not even take one: that is why the message waits.
+            self.deferred = self.split.clone();
+        }
         let next = if self.recipients.iter().any(waits) {
             match self.wait(due, end, age, when) {
                 Some(wait) => {
@@ -240,11 +245,13 @@ impl Sorting {
         if self.mailbox.is_some() {
             // Due as soon as the mailbox works: the mailbox's trouble gives up what waits for too long.
             Some(Duration::ZERO)
-        } else if self.split && !self.sent.is_empty() {
+        } else if self.split.is_some() && !self.sent.is_empty() {
             // The service takes them in portions, and it took one.
             Some(Duration::ZERO)
         } else if matches!(end, End::Unknown(_)) {
-            left.map(|left| left.min(UNKNOWN_WAIT))
+            // By the schedule too: where a message never gets an answer, each attempt may be another copy of it.
+            let asked = Some(asked.unwrap_or_default().max(UNKNOWN_WAIT));
+            policy::retry_after(attempts, age, when.retry_for, asked, when.random)
         } else if self.once_more {
             left.map(|left| left.min(ONCE_MORE_WAIT))
         } else {

@@ -157,6 +157,8 @@ fn too_many_recipients_are_split() {
     assert_eq!((states(&decision).as_str(), again(&decision)), ("sww", 0));
     let decision = decide_after(0, &due(&["a@x"]), vec![many()], End::NoRecipient);
     assert_eq!((states(&decision).as_str(), again(&decision)), ("w", 30), "no progress, no hurry");
+    assert_eq!(decision.settlement.code, "452 4.5.3");
+    assert_eq!(decision.deferred.unwrap().reply, "Too many recipients", "it is said why");
     let decision = decide_after(120, &due(&["a@x"]), vec![many()], End::NoRecipient);
     assert_eq!(decision.settlement.next, Next::Failed);
 }
@@ -180,6 +182,13 @@ fn an_unknown_outcome_waits_before_it_is_sent_again() {
     let decision = decide_after(0, &due(&["a@x", "b@x"]), answers(), unknown());
     assert_eq!((states(&decision).as_str(), again(&decision)), ("wf", 300));
     assert!(matches!(decision.settlement.next, Next::Again { unknown: true, .. }));
+    let mut often = due(&["a@x", "b@x"]);
+    often.attempts = 6;
+    assert_eq!(
+        again(&decide_after(30, &often, answers(), unknown())),
+        1800,
+        "each time it may be another copy"
+    );
     let decision = decide_after(121, &due(&["a@x", "b@x"]), answers(), unknown());
     assert_eq!((states(&decision).as_str(), decision.settlement.next), ("ff", Next::Failed));
     let decision = decide_after(0, &due(&["a@x"]), vec![Rcpt::Accepted], End::Lost(lost()));
