@@ -329,7 +329,8 @@ pub fn read_secret(path: &Path) -> Result<SecretString, String> {
         return Err(format!("names {shown}, which is too large for a secret ({} bytes)", metadata.len()));
     }
     let text = std::fs::read_to_string(path).map_err(unreadable)?;
-    let secret = text.trim_end_matches(['\r', '\n']);
+    // Windows' editors put a byte order mark in front, which nobody sees.
+    let secret = text.strip_prefix('\u{feff}').unwrap_or(&text).trim_end_matches(['\r', '\n']);
     if secret.is_empty() {
         return Err(format!("names {shown}, which is empty: write the secret into it"));
     }
@@ -483,9 +484,11 @@ mod tests {
         write(folder.path().join("open"), "s", 0o644);
         write(folder.path().join("empty"), "\n", 0o600);
         write(folder.path().join("two"), "a\nb\n", 0o600);
-        let text = "both = 'both'\nopen = 'open'\nempty = 'empty'\ntwo = 'two'\nmissing = 'missing'\n";
+        write(folder.path().join("windows"), "\u{feff}secret\r\n", 0o600);
+        let text = "windows = 'windows'\nboth = 'both'\nopen = 'open'\nempty = 'empty'\ntwo = 'two'\nmissing = 'missing'\n";
         let parsed = parse(text, folder.path(), Some(credentials.path()), |root| {
             use secrecy::ExposeSecret;
+            assert_eq!(root.secret_file("windows").unwrap().expose_secret(), "secret");
             assert_eq!(root.secret_file("both").unwrap().expose_secret(), "credential");
             for key in ["open", "empty", "two", "missing"] {
                 assert!(root.secret_file(key).is_none());

@@ -262,6 +262,15 @@ mod tests {
     }
 
     #[test]
+    fn extra_roots_must_be_there() {
+        let (_, mistakes) = read("ca_file = 'roots.pem'\n");
+        assert!(
+            mistakes.len() == 1 && mistakes[0].starts_with("1: ca_file: names /nonexistent/roots.pem"),
+            "{mistakes:?}"
+        );
+    }
+
+    #[test]
     fn app_only_needs_a_tenant_and_a_secret() {
         let (_, mistakes) = read("grant = 'client_credentials'\n");
         assert_eq!(mistakes.len(), 2, "{mistakes:?}");

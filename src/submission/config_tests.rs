@@ -44,6 +44,17 @@ fn defaults() {
 }
 
 #[test]
+fn an_address_is_named_and_only_once() {
+    for (text, said) in [
+        ("listen = []", "is empty"),
+        ("listen = [\"127.0.0.1:25\", \"[::1]:25\", \"127.0.0.1:25\"]", "twice"),
+    ] {
+        let (_, mistakes) = read(text);
+        assert!(mistakes.len() == 1 && mistakes[0].message.contains(said), "{text}: {mistakes:?}");
+    }
+}
+
+#[test]
 fn everything_set() {
     let (config, mistakes) =
         read(&format!("listen = [\"127.0.0.1:25\", \"[::1]:25\"]\nmax_message_size = \"1 MB\"\n{USER}{TLS}"));

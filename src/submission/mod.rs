@@ -58,7 +58,12 @@ impl Config {
             tls: tls(section),
         };
         if config.listen.is_empty() {
-            section.mistake("listen", "is empty: name an address, like [\"127.0.0.1:2525\"]");
+            section.mistake("listen", "is empty: name at least one address, like [\"127.0.0.1:2525\"]");
+        }
+        let twice =
+            |(at, address): (usize, &SocketAddr)| config.listen.iter().take(at).any(|one| one == address);
+        if config.listen.iter().enumerate().any(twice) {
+            section.mistake("listen", "names an address twice: keep one");
         }
         if let Some(exposed) = config.listen.iter().find(|address| !config.may_listen(address)) {
             section.mistake("listen", Exposed(*exposed).to_string());
