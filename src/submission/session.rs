@@ -191,6 +191,16 @@ impl Session {
             "AUTH" => self.auth(argument),
             "STARTTLS" => return self.starttls(argument),
             "RSET" | "QUIT" => no_argument(),
+            // A browser, or a service that fetches what it is told to, was made to send us a request; the body that
+            // follows would be taken for commands, and send mail.
+            "GET" | "HEAD" | "POST" | "PUT" | "PATCH" | "DELETE" | "OPTIONS" | "CONNECT" | "TRACE"
+            | "PRI" => {
+                return Action::Close(Reply::new(
+                    500,
+                    "5.5.1",
+                    "This is SMTP, and that was HTTP; closing the connection",
+                ));
+            }
             _ => Reply::new(500, "5.5.1", "Unknown command"),
         };
         Action::Reply(reply)

@@ -280,9 +280,17 @@ fn long_and_badly_ended_lines() {
 fn twenty_faults_in_a_row_close_the_connection() {
     let mut session = local(offer());
     for _ in 0..19 {
-        assert!(matches!(session.line(b"GET / HTTP/1.1"), Action::Reply(_)));
+        assert!(matches!(session.line(b"Host: relay"), Action::Reply(_)));
     }
     assert!(matches!(session.line(b"Host: relay"), Action::Close(reply) if reply.code() == 421));
+}
+
+#[test]
+fn a_web_page_cannot_send_mail() {
+    for request in ["POST / HTTP/1.1", "get / HTTP/1.0", "PRI * HTTP/2.0"] {
+        let action = local(offer()).line(request.as_bytes());
+        assert!(matches!(action, Action::Close(_)), "{request}: {action:?}");
+    }
 }
 
 #[test]
