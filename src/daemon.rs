@@ -6,8 +6,10 @@
 use crate::admin::{self, Sources};
 use crate::config::Config;
 use crate::delivery::Worker;
+use crate::doctor::Doctor;
 use crate::fetch::Inbox;
 use crate::mailbox::Mailbox;
+use crate::microsoft::expiry;
 use crate::odoo::Gateway;
 use crate::store::{self, Store};
 use crate::submission::{Intake, Listener};
@@ -64,7 +66,9 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     let tls = tls::client(config.microsoft.ca_file.as_deref())?;
     let http = tokens::endpoint::http_client(&tls).context("the HTTP client could not be set up")?;
     let (store, writer) = Store::open(&config.store).await?;
-    let _lock = lock(&config.store.path)?;
+    let Some(_lock) = lock(&config.store.path)? else {
+        bail!("{}: another outlook-relay works on this store: stop it first", config.store.path.display());
+    };
     // Apart from the others, since it has to outlive them.
     let mut writing = JoinSet::new();
     writing.spawn(writer.run());
@@ -112,7 +116,9 @@ async fn start(
 
     let mailboxes: Arc<[Arc<Mailbox>]> = config.mailboxes.iter().cloned().map(Mailbox::new).collect();
     let gateway = config.odoo.gateway.clone().map(|gateway| Gateway::new(gateway, http.clone()));
-    let (tokens, keepers) = Tokens::new(&mailboxes, store.clone(), http);
+    let (tokens, keepers) = Tokens::new(&mailboxes, store.clone(), http.clone());
+    let odoo = config.odoo.gateway.as_ref();
+    let doctor = Doctor::new(mailboxes.clone(), tokens.clone(), odoo, &http, tls.clone());
     for keeper in keepers {
         let soft = tasks.soft.clone();
         tasks.start("tokens", async move {
@@ -138,13 +144,26 @@ async fn start(
     }
     tasks.start("changes", watch_changes(store.clone(), tokens.clone(), tasks.soft.clone()));
 
+    let apps = mailboxes.iter().map(|mailbox| mailbox.config.microsoft.clone()).collect();
+    let soft = tasks.soft.clone();
+    tasks.start("expiry", async move {
+        expiry::watch(apps, soft).await;
+        Ok(())
+    });
+
     let admin_address = admin.local_addr()?;
     let addresses: Vec<String> = submission
         .iter()
         .map(|listener| listener.local_addr().map(|at| at.to_string()))
         .collect::<Result<_, _>>()?;
-    let sources =
-        Sources { started_at: now, mailboxes: mailboxes.clone(), tokens, gateway, store: store.clone() };
+    let sources = Sources {
+        started_at: now,
+        mailboxes: mailboxes.clone(),
+        tokens,
+        gateway,
+        store: store.clone(),
+        doctor,
+    };
     let soft = tasks.soft.clone();
     tasks.start("admin", async move { Ok(admin::serve(admin, sources, soft).await?) });
     let intake = Intake::new(config.routes(), store.clone());
@@ -248,16 +267,15 @@ async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
     })
 }
 
-/// Only one daemon may work on a store: two would send everything twice.
-fn lock(store: &Path) -> anyhow::Result<File> {
+/// Only one daemon may work on a store: two would send everything twice, and refresh tokens at the same time. `None`:
+/// one does already.
+pub(crate) fn lock(store: &Path) -> anyhow::Result<Option<File>> {
     let path = store.with_extension("lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&path);
-    let file = file.with_context(|| format!("{}: cannot be created", path.display()))?;
+    let file =
+        store::create_private(&path).with_context(|| format!("{}: cannot be created", path.display()))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => {
-            bail!("{}: another outlook-relay works on this store: stop it first", store.display())
-        }
+        Ok(()) => Ok(Some(file)),
+        Err(std::fs::TryLockError::WouldBlock) => Ok(None),
         Err(std::fs::TryLockError::Error(error)) => {
             Err(error).with_context(|| format!("{}: cannot be locked", path.display()))
         }

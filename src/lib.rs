@@ -17,6 +17,7 @@ pub mod clock;
 pub mod config;
 pub mod daemon;
 pub mod delivery;
+pub mod doctor;
 pub mod failure;
 pub mod fetch;
 pub mod logging;

@@ -6,6 +6,7 @@ mod company;
 mod components;
 mod crash;
 mod daemon;
+mod doctor;
 mod faults;
 mod incoming;
 mod odoo_client;

@@ -1,7 +1,9 @@
 //! What people and monitoring ask the running daemon over HTTP, on loopback: its status, and whether it is healthy.
 
+mod doctor;
 mod status;
 
+pub use doctor::PATH as DOCTOR;
 pub use status::{InboxStatus, MailboxStatus, Sources, Status};
 
 use crate::failure::chain;
@@ -10,7 +12,7 @@ use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Json, Router};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -51,6 +53,7 @@ pub async fn serve(listener: TcpListener, sources: Sources, stop: CancellationTo
     let router = Router::new()
         .route("/status", get(status))
         .route("/healthz", get(healthz))
+        .route(DOCTOR, post(doctor::doctor))
         .with_state(sources)
         .layer(middleware::from_fn(only_local_names));
     let serving = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());

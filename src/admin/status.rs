@@ -1,7 +1,10 @@
 //! What the daemon says of itself: gathered from the live state and the store.
 
 use crate::address::Address;
+use crate::clock;
+use crate::doctor::Doctor;
 use crate::mailbox::{Lasting, Mailbox};
+use crate::microsoft::expiry::{self, Warning};
 use crate::odoo::Gateway;
 use crate::store::{self, InboxLine, Store, Totals};
 use crate::tokens::{TokenState, Tokens};
@@ -25,6 +28,9 @@ pub struct Status {
     pub queue: Totals,
     /// The trouble with Odoo's gateway, if any.
     pub odoo: Option<Lasting>,
+    /// What will be trouble soon: client secrets that expire.
+    #[serde(default)]
+    pub warnings: Vec<Warning>,
     /// Why the store could not be written the last time, if it could not: then no mail is accepted, and none sent.
     #[serde(default)]
     pub store: Option<String>,
@@ -73,6 +79,8 @@ pub struct Sources {
     pub gateway: Option<Gateway>,
     /// The store.
     pub store: Store,
+    /// Examines them.
+    pub doctor: Doctor,
 }
 
 impl Sources {
@@ -86,16 +94,20 @@ impl Sources {
         let mailboxes: Vec<MailboxStatus> =
             self.mailboxes.iter().map(|mailbox| self.mailbox(mailbox, &totals, &inboxes)).collect();
         let odoo = self.gateway.as_ref().and_then(Gateway::trouble);
+        let apps = self.mailboxes.iter().map(|mailbox| &mailbox.config.microsoft);
+        let warnings = expiry::warnings(apps, expiry::day(clock::now()));
         let store = self.store.unwritable();
         Ok(Status {
             well: odoo.is_none()
                 && store.is_none()
+                && warnings.iter().all(|warning| !warning.expired)
                 && mailboxes.iter().all(|mailbox| mailbox.troubles.is_empty()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: self.started_at,
             queue: totals.values().fold(Totals::default(), sum),
             mailboxes,
             odoo,
+            warnings,
             store,
         })
     }

@@ -1,24 +1,20 @@
 //! `connect`: gives a mailbox its refresh token.
 
-use super::{block_on, say, say_json};
-use crate::address::Address;
+use super::{block_on, find_mailbox, say, say_json};
 use crate::clock;
 use crate::config::Config;
 use crate::microsoft::Grant;
 use crate::section::{check_private, read_secret};
 use crate::store::{Store, StoredToken};
-use anyhow::{Context, anyhow, bail};
+use anyhow::{anyhow, bail};
 use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
 /// Takes a refresh token over from a file.
 pub(super) fn take_over(config: &Config, mailbox: &str, file: &Path, json: bool) -> anyhow::Result<ExitCode> {
-    let address = Address::normalise(mailbox).with_context(|| format!("{mailbox:?} is not an address"))?;
-    let Some(mailbox) = config.mailboxes.iter().find(|mailbox| mailbox.address == address) else {
-        let known: Vec<&str> = config.mailboxes.iter().map(|mailbox| mailbox.address.as_str()).collect();
-        bail!("{address} is not a mailbox of the configuration, which has {}", known.join(", "));
-    };
+    let mailbox = find_mailbox(config, mailbox)?;
+    let address = &mailbox.address;
     if mailbox.microsoft.grant == Grant::ClientCredentials {
         bail!("{address} signs in as the app (grant = \"client_credentials\") and needs no refresh token");
     }
@@ -38,7 +34,7 @@ pub(super) fn take_over(config: &Config, mailbox: &str, file: &Path, json: bool)
     block_on(async {
         let (store, writer) = Store::open(&config.store).await?;
         let writing = tokio::spawn(writer.run());
-        let kept = store.keep_token(&address, token).await;
+        let kept = store.keep_token(address, token).await;
         store.close().await;
         writing.await?;
         Ok(kept?)

@@ -2,14 +2,18 @@
 
 mod check;
 mod connect;
+mod doctor;
 mod queue;
 mod route;
 mod run;
 mod status;
 mod table;
 
+use crate::address::Address;
 use crate::config::{Config, Mistakes};
+use crate::mailbox;
 use crate::tls;
+use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
 use std::io::Write;
 use std::path::PathBuf;
@@ -42,6 +46,13 @@ enum Command {
     Run,
     /// Checks the configuration, offline: one line for each mistake.
     Check,
+    /// Tries out every mailbox's token, SMTP and IMAP, and Odoo: seen, meaning, remedy. Sends no mail, changes nothing.
+    ///
+    /// Exits 0 when every check is well. Works while the daemon runs, too: then the daemon does it.
+    Doctor {
+        /// Only this mailbox.
+        mailbox: Option<String>,
+    },
     /// Says which mailbox a From would go out through, by which rule, and with which From.
     Route {
         /// The From header, like 'John Doe <john@example.com>'.
@@ -90,6 +101,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
     match &cli.command {
         Command::Run => run::run(&config),
         Command::Check => check::check(&config, &cli.config),
+        Command::Doctor { mailbox } => doctor::doctor(&config, mailbox.as_deref(), cli.json),
         Command::Route { from } => route::route(&config, from, cli.json),
         Command::Connect { mailbox, refresh_token_file } => {
             connect::take_over(&config, mailbox, refresh_token_file, cli.json)
@@ -97,6 +109,16 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Status => status::status(&config, cli.json),
         Command::Queue(QueueCommand::List) => queue::list(&config, cli.json),
     }
+}
+
+/// The mailbox of the configuration that an argument names.
+fn find_mailbox<'c>(config: &'c Config, named: &str) -> anyhow::Result<&'c mailbox::Config> {
+    let address = Address::normalise(named).with_context(|| format!("{named:?} is not an address"))?;
+    let Some(mailbox) = config.mailboxes.iter().find(|mailbox| mailbox.address == address) else {
+        let known: Vec<&str> = config.mailboxes.iter().map(|mailbox| mailbox.address.as_str()).collect();
+        bail!("{address} is not a mailbox of the configuration, which has {}", known.join(", "));
+    };
+    Ok(mailbox)
 }
 
 /// Prints a text and a line end.

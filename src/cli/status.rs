@@ -51,6 +51,12 @@ fn print(status: &Status) -> anyhow::Result<()> {
         say(format_args!("  seen     {} {}", trouble.failure.code, trouble.failure.reply))?;
         say(format_args!("  remedy   {}", or_wait(&trouble.failure.advice)))?;
     }
+    for warning in &status.warnings {
+        say(format_args!("\n{}:", if warning.expired { "Expired" } else { "Expires soon" }))?;
+        say(format_args!("  seen     {}", warning.seen))?;
+        say(format_args!("  meaning  {}", warning.meaning))?;
+        say(format_args!("  remedy   {}", warning.remedy))?;
+    }
     if let Some(why) = &status.store {
         say(format_args!("\nThe store:\n  seen     it could not be written: {why}"))?;
         say(

@@ -17,6 +17,26 @@ pub(super) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
     lines.join("\n")
 }
 
+/// A text in lines of at most `width` characters (longer words stay whole), the later ones indented.
+pub(super) fn wrap(text: &str, width: usize, indent: usize) -> String {
+    let mut wrapped = String::with_capacity(text.len());
+    let mut length = 0;
+    for word in text.split(' ') {
+        let more = word.chars().count();
+        if length > 0 && length + 1 + more > width {
+            wrapped.push('\n');
+            wrapped.extend(std::iter::repeat_n(' ', indent));
+            length = 0;
+        } else if length > 0 {
+            wrapped.push(' ');
+            length += 1;
+        }
+        wrapped.push_str(word);
+        length += more;
+    }
+    wrapped
+}
+
 /// A time as people compare it: to the second, UTC.
 pub(super) fn time(at: jiff::Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%SZ").to_string()
@@ -34,6 +54,13 @@ pub(super) fn size(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_texts_are_wrapped_between_words() {
+        assert_eq!(wrap("one two three", 7, 2), "one two\n  three");
+        assert_eq!(wrap("unbreakable é x", 3, 1), "unbreakable\n é x");
+        assert_eq!(wrap("", 3, 1), "");
+    }
 
     #[test]
     fn columns_line_up() {

@@ -92,6 +92,23 @@ impl Connection {
     /// # Errors
     /// Whatever keeps it from that, within the timeouts of each step.
     pub(super) async fn open(target: Target<'_>, token: &str) -> Result<Self, Fault> {
+        let mut connection = Self::connect(target).await?;
+        match connection.sign_in(token).await {
+            Ok(()) => Ok(connection),
+            Err(fault) => {
+                if matches!(fault, Fault::Refused(..)) {
+                    connection.quit().await;
+                }
+                Err(fault)
+            }
+        }
+    }
+
+    /// Connects and encrypts; nobody is signed in yet.
+    ///
+    /// # Errors
+    /// As [`Connection::open`].
+    pub(super) async fn connect(target: Target<'_>) -> Result<Self, Fault> {
         let timeouts = target.timeouts;
         let address = (target.server.host.as_str(), target.server.port);
         let tcp = timed(timeouts.connect, "connecting", TcpStream::connect(address)).await?;
@@ -105,7 +122,7 @@ impl Connection {
         // Once more, since lettre keeps neither SIZE nor the text of the reply.
         let reply = step(timeouts.greeting, Step::Greeting, "EHLO", smtp.command(Ehlo::new(hello))).await?;
         let now = Instant::now();
-        let mut connection = Self {
+        Ok(Self {
             smtp,
             mailbox: target.mailbox.clone(),
             timeouts,
@@ -114,20 +131,11 @@ impl Connection {
             usable: true,
             opened_at: now,
             used_at: now,
-        };
-        match connection.sign_in(token).await {
-            Ok(()) => Ok(connection),
-            Err(fault) => {
-                if matches!(fault, Fault::Refused(..)) {
-                    connection.quit().await;
-                }
-                Err(fault)
-            }
-        }
+        })
     }
 
     /// SASL XOAUTH2 with an initial response; nothing but 235 counts (RFC 4954 section 4).
-    async fn sign_in(&mut self, token: &str) -> Result<(), Fault> {
+    pub(super) async fn sign_in(&mut self, token: &str) -> Result<(), Fault> {
         if !self.offers.xoauth2 {
             let failure =
                 Failure::new(Class::Administrator, "no XOAUTH2", "the server does not offer AUTH XOAUTH2");

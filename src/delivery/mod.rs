@@ -1,7 +1,7 @@
 //! Delivery: a worker per mailbox takes what is due from the store and submits it to Microsoft 365.
 //!
 //! [`Worker`] runs a mailbox's lanes; each makes one attempt at one message at a time; [`client`] speaks SMTP over
-//! [`wire`], which [`starttls`] encrypted; [`outcome`], [`lanes`], [`policy`] and [`pacing`] decide, without I/O.
+//! [`wire`], which [`starttls`] encrypted; [`probe`] only tries whether that works; [`outcome`], [`lanes`], [`policy`] and [`pacing`] decide, without I/O.
 
 mod attempt;
 mod client;
@@ -12,10 +12,12 @@ mod pacing;
 #[cfg(test)]
 mod peer;
 pub mod policy;
+mod probe;
 mod starttls;
 mod wire;
 mod worker;
 
+pub use probe::Probe;
 pub use worker::{Status, Worker};
 
 use crate::section::Section;

@@ -35,6 +35,12 @@ const LOGOUT: Duration = Duration::from_secs(5);
 /// A command goes out as one TLS record, not as three.
 type Stream = BufWriter<TlsStream<TcpStream>>;
 
+/// A connection that the server has greeted; nobody is signed in yet.
+pub struct Greeted {
+    client: Client<Stream>,
+    mailbox: Address,
+}
+
 /// An authenticated session.
 pub struct Session {
     imap: async_imap::Session<Stream>,
@@ -70,17 +76,15 @@ impl Error {
     }
 }
 
-impl Session {
-    /// Connects and signs in as the mailbox.
+impl Greeted {
+    /// Connects.
     ///
     /// # Errors
-    /// No connection, no TLS, a server that is not ready, or a login that it refuses
-    /// ([`imap_replies::LOGIN_REFUSED`]).
+    /// No connection, no TLS, or a server that is not ready.
     pub async fn open(
         endpoint: &HostPort,
         tls: Arc<ClientConfig>,
         mailbox: &Address,
-        token: &str,
     ) -> Result<Self, Failure> {
         let stream = connect(endpoint, tls).await?;
         let mut client = Client::new(BufWriter::new(stream));
@@ -94,12 +98,36 @@ impl Session {
             Some(_) => return Err(odd("the server's greeting is none")),
             None => return Err(cut()),
         }
-        let answer = Some(microsoft::xoauth2(mailbox, token));
+        Ok(Self { client, mailbox: mailbox.clone() })
+    }
+
+    /// Signs in as the mailbox.
+    ///
+    /// # Errors
+    /// A login that the server refuses ([`imap_replies::LOGIN_REFUSED`]), or a session that is over.
+    pub async fn sign_in(self, token: &str) -> Result<Session, Failure> {
+        let Self { client, mailbox } = self;
+        let answer = Some(microsoft::xoauth2(&mailbox, token));
         let signed_in = client.authenticate("XOAUTH2", Xoauth2 { answer });
         match within(COMMAND, "AUTHENTICATE", Box::pin(signed_in)).await? {
-            Ok(imap) => Ok(Self { imap, mailbox: mailbox.clone() }),
-            Err((error, _)) => Err(login_failure(&error, mailbox)),
+            Ok(imap) => Ok(Session { imap, mailbox }),
+            Err((error, _)) => Err(login_failure(&error, &mailbox)),
         }
+    }
+}
+
+impl Session {
+    /// Connects and signs in as the mailbox.
+    ///
+    /// # Errors
+    /// As [`Greeted::open`] and [`Greeted::sign_in`].
+    pub async fn open(
+        endpoint: &HostPort,
+        tls: Arc<ClientConfig>,
+        mailbox: &Address,
+        token: &str,
+    ) -> Result<Self, Failure> {
+        Greeted::open(endpoint, tls, mailbox).await?.sign_in(token).await
     }
 
     /// Selects a folder, for reading and marking. Its counts are as of now: selecting again reads them anew.
@@ -107,8 +135,20 @@ impl Session {
     /// # Errors
     /// A folder that is not there, or a session that is over.
     pub async fn select(&mut self, folder: &str) -> Result<Folder, Error> {
+        self.enter("SELECT", folder).await
+    }
+
+    /// Selects a folder for reading only: nothing in it changes.
+    ///
+    /// # Errors
+    /// As [`Session::select`].
+    pub async fn examine(&mut self, folder: &str) -> Result<Folder, Error> {
+        self.enter("EXAMINE", folder).await
+    }
+
+    async fn enter(&mut self, verb: &str, folder: &str) -> Result<Folder, Error> {
         let (mut uidvalidity, mut uidnext) = (None, None);
-        let command = format!("SELECT {}", super::folder_name::encode(folder));
+        let command = format!("{verb} {}", super::folder_name::encode(folder));
         self.command(Step::Select, &command, COMMAND, |response| {
             if let Response::Data { outcome, .. } = response {
                 match outcome.code {

@@ -10,7 +10,7 @@ pub enum Step {
     Greeting,
     /// AUTHENTICATE.
     Authenticate,
-    /// SELECT.
+    /// SELECT or EXAMINE.
     Select,
     /// UID SEARCH.
     Search,

@@ -1,5 +1,6 @@
 //! Microsoft 365: where it is and as which app we sign in (`[microsoft]`), and what its replies mean.
 
+pub mod expiry;
 pub mod imap_replies;
 pub mod smtp_replies;
 pub mod token_errors;
@@ -121,6 +122,7 @@ impl Config {
     pub fn read(section: &mut Section<'_>, otherwise: &Self) -> Self {
         let names_app = section.has("client_id");
         let client_secret = section.secret_file("client_secret_file");
+        let expires = read_date(section, "client_secret_expires");
         let config = Self {
             client_id: section.get_or("client_id", otherwise.client_id.clone()),
             // Another app has another secret, or none.
@@ -129,8 +131,7 @@ impl Config {
             } else {
                 client_secret.or_else(|| otherwise.client_secret.clone())
             },
-            client_secret_expires: read_date(section, "client_secret_expires")
-                .or(otherwise.client_secret_expires),
+            client_secret_expires: expires.or(otherwise.client_secret_expires.filter(|_| !names_app)),
             tenant: section.get_or("tenant", otherwise.tenant.clone()),
             grant: section.get_or("grant", otherwise.grant),
             cloud: otherwise.cloud,
@@ -184,6 +185,11 @@ impl Config {
     /// The token endpoint (RFC 6749 section 3.2).
     pub fn token_endpoint(&self) -> String {
         format!("{}/{}/oauth2/v2.0/token", self.authority, self.tenant)
+    }
+
+    /// When the secret expires that the app signs in with; `None`: nobody said, or it has none.
+    pub fn secret_expires(&self) -> Option<Date> {
+        self.client_secret_expires.filter(|_| self.client_secret.is_some())
     }
 
     /// The scopes to ask for: one delegated token serves SMTP and IMAP; app-only ones name the resource's default.

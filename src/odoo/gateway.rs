@@ -88,11 +88,7 @@ impl Gateway {
     /// [`Class::Message`]: Odoo cannot say. Any other class: Odoo is in trouble, or the user may not read messages.
     pub async fn knows(&self, message_id: &str) -> Result<bool, Failure> {
         let condition = ["message_id", "=", message_id].map(xmlrpc::string).to_vec();
-        let domain = Value::Array(vec![Value::Array(condition)]);
-        let reply = self
-            .signed_in(|caller| xmlrpc::execute(caller, "mail.message", "search_count", vec![domain.clone()]))
-            .await;
-        let known = reply.and_then(|reply| answers::of_count(&reply));
+        let known = self.has("mail.message", condition).await;
         // That it answers here does not end a trouble with taking mail.
         known.inspect_err(|failure| self.fail(failure))
     }
@@ -104,6 +100,24 @@ impl Gateway {
     pub async fn sign_in(&self) -> Result<i32, Failure> {
         let uid = self.authenticate().await;
         uid.inspect_err(|failure| self.fail(failure))
+    }
+
+    /// Signs in anew, as [`Gateway::sign_in`], but only to know: a failure is no trouble of the gateway's.
+    ///
+    /// # Errors
+    /// As [`Gateway::sign_in`].
+    pub async fn try_sign_in(&self) -> Result<i32, Failure> {
+        self.authenticate().await
+    }
+
+    /// Whether the user may read a model; changes nothing, and a failure is no trouble of the gateway's.
+    ///
+    /// # Errors
+    /// The user may not, there is no such model, or Odoo is in trouble.
+    pub async fn try_read(&self, model: &str) -> Result<(), Failure> {
+        // No record has this id: Odoo only looks at the rights.
+        let condition = vec![xmlrpc::string("id"), xmlrpc::string("="), Value::Integer(0)];
+        self.has(model, condition).await.map(drop)
     }
 
     /// Waits for room for a message of this many bytes.
@@ -141,6 +155,15 @@ impl Gateway {
             _ => self.well(),
         }
         taken
+    }
+
+    /// Whether a model has a record that meets a condition.
+    async fn has(&self, model: &str, condition: Vec<Value>) -> Result<bool, Failure> {
+        let domain = Value::Array(vec![Value::Array(condition)]);
+        let reply = self
+            .signed_in(|caller| xmlrpc::execute(caller, model, "search_count", vec![domain.clone()]))
+            .await?;
+        answers::of_count(&reply)
     }
 
     /// Calls `/xmlrpc/2/object` as the user. A cached uid that Odoo denies is asked for again, once.

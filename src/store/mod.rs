@@ -340,7 +340,11 @@ fn create(path: &Path) -> Result<(), Error> {
             .create(folder)
             .map_err(|source| Error::Folder { path: folder.to_owned(), source })?;
     }
-    let failed = |source| Error::File { path: path.to_owned(), source };
+    create_private(path).map(drop).map_err(|source| Error::File { path: path.to_owned(), source })
+}
+
+/// Opens a file for writing, making it where it is not there: private, and its folder's owner's.
+pub(crate) fn create_private(path: &Path) -> std::io::Result<std::fs::File> {
     let new = !path.exists();
     let file = std::fs::OpenOptions::new()
         .create(true)
@@ -348,17 +352,16 @@ fn create(path: &Path) -> Result<(), Error> {
         .read(true)
         .write(true)
         .mode(0o600)
-        .open(path)
-        .map_err(failed)?;
-    // `sudo outlook-relay connect` may come before the daemon's first start: the file belongs to whom the folder
+        .open(path)?;
+    // `sudo outlook-relay connect` or `doctor` may come before the daemon's first start: the file belongs to whom the folder
     // belongs to. (SQLite does the same for the files that it adds.)
     if new && let Some(owner) = path.parent().and_then(|folder| std::fs::metadata(folder).ok()) {
-        let mine = file.metadata().map_err(failed)?;
+        let mine = file.metadata()?;
         if mine.uid() == 0 && owner.uid() != 0 {
-            std::os::unix::fs::fchown(&file, Some(owner.uid()), Some(owner.gid())).map_err(failed)?;
+            std::os::unix::fs::fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
         }
     }
-    Ok(())
+    Ok(file)
 }
 
 /// The schema's history; rows are only ever added to the list.

@@ -103,13 +103,14 @@ impl Keeper {
         }
     }
 
-    /// Whether to refresh now: by the schedule, for a new consent, or because there is no good token and somebody wants
+    /// Whether to refresh now: by the schedule, for a new consent, to see whether it succeeds, or because there is no good token and somebody wants
     /// one. After a failure that last reason has to wait: the back-off holds.
     fn is_time(&self) -> bool {
         let live = self.slot.live.borrow();
         let wanted = (live.asked || live.token.is_some()) && live.usable(clock::now()).is_none();
         Instant::now() >= self.due
             || live.consented_at > self.tried_consent
+            || live.pressed
             || (wanted && live.failure.is_none())
     }
 
@@ -197,7 +198,9 @@ impl Keeper {
                     });
                     live.refused = false;
                     live.asked = false;
+                    live.pressed = false;
                     live.refreshing = false;
+                    live.tried_at = Some(now);
                     live.refreshed_at = Some(now);
                     live.failure = None;
                 });
@@ -210,7 +213,9 @@ impl Keeper {
                 mailbox.token.fail(&failure, now);
                 let wait = schedule::retry_in(&failure, self.tries, rand::random());
                 self.slot.live.send_modify(|live| {
+                    live.pressed = false;
                     live.refreshing = false;
+                    live.tried_at = Some(now);
                     live.failure = Some(failure);
                 });
                 wait

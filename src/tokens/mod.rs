@@ -33,6 +33,11 @@ const MOST_PATIENCE: Duration = Duration::from_secs(60);
 /// A token that came of a refusal is not refreshed because of another refusal for so long: then it is not the token.
 const BETWEEN_REFUSALS: Duration = Duration::from_secs(60);
 
+/// What a refresh brought serves whoever wants to know whether one succeeds, for so long after a success …
+const NEWS_IF_WELL: Duration = Duration::from_secs(60);
+/// … and for so long after a failure: somebody may just have mended its cause.
+const NEWS_IF_NOT: Duration = Duration::from_secs(5);
+
 /// An access token (RFC 6749 section 1.4) and until when it is good.
 #[derive(Clone, Debug)]
 pub struct AccessToken {
@@ -98,6 +103,10 @@ struct Live {
     refused: bool,
     /// Somebody waits for the first token.
     asked: bool,
+    /// Somebody wants to know whether a refresh succeeds.
+    pressed: bool,
+    /// When the last refresh ended, well or not.
+    tried_at: Option<Timestamp>,
     refreshed_at: Option<Timestamp>,
     /// A request is under way.
     refreshing: bool,
@@ -112,6 +121,16 @@ struct Live {
 impl Live {
     fn usable(&self, now: Timestamp) -> Option<&AccessToken> {
         self.token.as_ref().filter(|token| !self.refused && now < token.usable_until)
+    }
+
+    /// Whether the outcome of the last refresh still is news. What the endpoint asked to wait for counts, too.
+    fn is_news(&self, now: Timestamp) -> bool {
+        let news = match &self.failure {
+            Some(failure) => NEWS_IF_NOT.max(failure.retry_after.unwrap_or_default()),
+            None if self.usable(now).is_some() => NEWS_IF_WELL,
+            None => return false,
+        };
+        self.tried_at.is_some_and(|at| now < clock::after(at, news.min(schedule::MOST_RETRY_AFTER)))
     }
 }
 
@@ -150,11 +169,7 @@ impl Tokens {
     /// Why there is no good token. The failures are [`Class::Transient`], [`Class::Consent`] or
     /// [`Class::Administrator`]; none of them is the message's.
     pub async fn access_token(&self, mailbox: &Address) -> Result<AccessToken, Failure> {
-        let Some(slot) = self.slots.get(mailbox) else {
-            let reply = format!("{mailbox} is no mailbox of this relay");
-            let advice = format!("add a [[mailbox]] with address = \"{mailbox}\" to the configuration");
-            return Err(Failure::new(Class::Administrator, "unknown_mailbox", reply).advise(advice));
-        };
+        let slot = self.slot(mailbox)?;
         let deadline = Instant::now() + MOST_PATIENCE;
         let mut live = slot.live.subscribe();
         loop {
@@ -167,7 +182,7 @@ impl Tokens {
                     return Err(failure.clone());
                 }
                 if live.stopped {
-                    return Err(Failure::new(Class::Transient, "stopping", "the relay is shutting down"));
+                    return Err(stopping());
                 }
             }
             slot.live.send_if_modified(|live| {
@@ -176,10 +191,57 @@ impl Tokens {
             });
             slot.wake.notify_one();
             if !matches!(tokio::time::timeout_at(deadline, live.changed()).await, Ok(Ok(()))) {
-                let reply = "no access token came within a minute: the refresh still is under way";
-                return Err(Failure::new(Class::Transient, "timeout", reply));
+                return Err(late());
             }
         }
+    }
+
+    /// Refreshes now, whatever the schedule says: tells whether that succeeds. Where it was done just now (a minute
+    /// ago; five seconds, if it failed), or is under way, that outcome serves. Waits a minute at most.
+    ///
+    /// # Errors
+    /// Why there is no new token, as [`Tokens::access_token`]. The one before may be good still: [`Tokens::usable`].
+    pub async fn renew(&self, mailbox: &Address) -> Result<AccessToken, Failure> {
+        let slot = self.slot(mailbox)?;
+        let deadline = Instant::now() + MOST_PATIENCE;
+        let mut live = slot.live.subscribe();
+        slot.live.send_if_modified(|live| {
+            live.pressed |= !live.refreshing && !live.is_news(clock::now());
+            false
+        });
+        slot.wake.notify_one();
+        loop {
+            {
+                let live = live.borrow_and_update();
+                if !live.refreshing && !live.pressed {
+                    if let Some(failure) = &live.failure {
+                        return Err(failure.clone());
+                    }
+                    if let Some(token) = live.usable(clock::now()) {
+                        return Ok(token.clone());
+                    }
+                }
+                if live.stopped {
+                    return Err(stopping());
+                }
+            }
+            if !matches!(tokio::time::timeout_at(deadline, live.changed()).await, Ok(Ok(()))) {
+                return Err(late());
+            }
+        }
+    }
+
+    /// The token at hand, if it is good.
+    pub fn usable(&self, mailbox: &Address) -> Option<AccessToken> {
+        self.slots.get(mailbox)?.live.borrow().usable(clock::now()).cloned()
+    }
+
+    fn slot(&self, mailbox: &Address) -> Result<&Arc<Slot>, Failure> {
+        self.slots.get(mailbox).ok_or_else(|| {
+            let reply = format!("{mailbox} is no mailbox of this relay");
+            let advice = format!("add a [[mailbox]] with address = \"{mailbox}\" to the configuration");
+            Failure::new(Class::Administrator, "unknown_mailbox", reply).advise(advice)
+        })
     }
 
     /// The service refused this token: gets another one, unless a newer one is there already. Call
@@ -250,6 +312,15 @@ impl Tokens {
             failure: live.failure.clone(),
         })
     }
+}
+
+fn stopping() -> Failure {
+    Failure::new(Class::Transient, "stopping", "the relay is shutting down")
+}
+
+fn late() -> Failure {
+    let reply = "no access token came within a minute: the refresh still is under way";
+    Failure::new(Class::Transient, "timeout", reply)
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ const BACK_OFF: [u64; 8] = [1, 2, 5, 10, 30, 60, 120, 300];
 /// The wait between tries where a person has to act. A new consent is used at once, whatever this says.
 const PERSON_WAIT: Duration = Duration::from_secs(30 * 60);
 /// At most so long is waited because the endpoint asked for it (`Retry-After`).
-const MOST_RETRY_AFTER: Duration = Duration::from_secs(60 * 60);
+pub const MOST_RETRY_AFTER: Duration = Duration::from_secs(60 * 60);
 /// Refresh so long before the token expires: a high-volume endpoint refuses tokens that expire soon (SMTP 5.5.127).
 const EARLY: Duration = Duration::from_secs(600);
 /// An `invalid_grant` without a known reason counts after so many tries …

@@ -246,3 +246,56 @@ async fn a_mailbox_that_is_none_and_a_keeper_that_never_ran_are_said() {
     drop(keepers);
     assert_eq!(tokens.access_token(&john()).await.unwrap_err().code, "stopping");
 }
+
+#[tokio::test]
+async fn a_refresh_to_see_whether_it_succeeds_is_made_at_once_and_one_at_a_time() {
+    let bed = Bed::start(Some(stored("refresh-0-secret", CONSENT)), []).await;
+    bed.token().await.unwrap();
+    // That was a moment ago.
+    assert_eq!(bed.tokens.renew(&john()).await.unwrap().secret(), "access-1-secret");
+    bed.tokens.refused(&john(), &bed.tokens.usable(&john()).unwrap());
+    let callers: Vec<_> = (0..10)
+        .map(|_| {
+            let tokens = bed.tokens.clone();
+            tokio::spawn(async move { tokens.renew(&john()).await })
+        })
+        .collect();
+    for caller in callers {
+        assert_eq!(caller.await.unwrap().unwrap().secret(), "access-2-secret");
+    }
+    assert_eq!(bed.endpoint.requests().len(), 2);
+    bed.soft.cancel();
+    bed.keeper.await.unwrap();
+    bed.tokens.refused(&john(), &bed.tokens.usable(&john()).unwrap());
+    assert_eq!(bed.tokens.renew(&address("eve@contoso.com")).await.unwrap_err().code, "unknown_mailbox");
+}
+
+#[tokio::test]
+async fn a_failure_is_news_for_seconds_only_unless_the_endpoint_asks_for_more() {
+    let now = clock::now();
+    let at = |seconds| clock::after(now, Duration::from_secs(seconds));
+    let failed = |failure| Live { failure: Some(failure), tried_at: Some(now), ..Live::default() };
+    let failure = Failure::new(Class::Administrator, "AADSTS7000222", "expired");
+    let token = AccessToken {
+        secret: SecretString::from("access-1-secret"),
+        expires_at: at(3600),
+        usable_until: at(3540),
+        generation: 1,
+        forced: false,
+    };
+    let well = Live { token: Some(token), tried_at: Some(now), ..Live::default() };
+    let rows = [
+        (well.clone(), 59, true),
+        (well.clone(), 60, false),
+        (Live { refused: true, ..well }, 1, false),
+        (failed(failure.clone()), 4, true),
+        (failed(failure.clone()), 5, false),
+        (failed(failure.clone().wait(Duration::from_secs(300))), 299, true),
+        (failed(failure.wait(Duration::from_secs(999_999))), 3600, false),
+        (Live { tried_at: Some(now), ..Live::default() }, 1, false),
+        (Live::default(), 0, false),
+    ];
+    for (live, seconds, is_news) in rows {
+        assert_eq!(live.is_news(at(seconds)), is_news, "{live:?} after {seconds} s");
+    }
+}

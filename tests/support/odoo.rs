@@ -86,6 +86,7 @@ struct Shared {
     script: Script<(), Answer>,
     broken: Mutex<HashMap<String, String>>,
     password: Mutex<String>,
+    unreadable: Mutex<Option<String>>,
     delay: Mutex<Duration>,
     in_flight: Gauge,
     events: Events,
@@ -106,6 +107,7 @@ impl Odoo {
             script: Script::default(),
             broken: Mutex::default(),
             password: Mutex::new(PASSWORD.to_owned()),
+            unreadable: Mutex::default(),
             delay: Mutex::default(),
             in_flight: Gauge::default(),
             events: Events::default(),
@@ -148,6 +150,11 @@ impl Odoo {
     /// Another password: the old one is refused from now on.
     pub fn set_password(&self, password: &str) {
         password.clone_into(&mut self.shared.password.lock().unwrap());
+    }
+
+    /// The user may not read this model: fault 4.
+    pub fn set_unreadable(&self, model: &str) {
+        *self.shared.unreadable.lock().unwrap() = Some(model.to_owned());
     }
 
     /// `message_process` takes this long.
@@ -281,6 +288,10 @@ async fn object(shared: &Shared, params: Vec<Value>) -> Reply {
     match (model, method) {
         ("mail.thread", "message_process") => message_process(shared, args, kwargs).await,
         (_, "check_access_rights") => bool(true),
+        (_, "search_count") if shared.unreadable.lock().unwrap().as_deref() == Some(model) => {
+            Reply::Xml(fault(4, &format!("You are not allowed to access '{model}' records.")))
+        }
+        ("crm.lead", "search_count") => int(0),
         ("mail.message", "search" | "search_count") => {
             let records = search(shared, args.array().first().or(kwargs.member("domain")));
             if method == "search_count" {
