@@ -139,6 +139,15 @@ mod tests {
         let key = folder.path().join("privkey.pem");
         std::fs::write(&key, certified.signing_key.serialize_pem()).unwrap();
         std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+        // Microsoft takes RSA keys only.
+        let rsa = rcgen::KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256).unwrap();
+        let certified = rcgen::CertificateParams::default().self_signed(&rsa).unwrap();
+        for name in ["client", "other"] {
+            std::fs::write(folder.path().join(format!("{name}-certificate.pem")), certified.pem()).unwrap();
+            let key = folder.path().join(format!("{name}-key.pem"));
+            std::fs::write(&key, rsa.serialize_pem()).unwrap();
+            std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
+        }
         section::parse(text, folder.path(), None, Config::read)
     }
 

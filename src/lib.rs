@@ -15,6 +15,7 @@ pub mod admin;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod consent;
 pub mod daemon;
 pub mod delivery;
 pub mod doctor;

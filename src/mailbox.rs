@@ -22,6 +22,8 @@ pub struct Config {
     pub inbox: bool,
     /// The IMAP folder that is watched.
     pub folder: String,
+    /// Who signs in for it, where that is not the mailbox itself: a shared mailbox, or a sign-in name of its own.
+    pub sign_in_as: Option<Address>,
     /// Odoo's fallback model for mail that no alias matches.
     pub model: Option<String>,
     /// How to reach Microsoft 365 for it.
@@ -46,6 +48,7 @@ impl Config {
             sequence: section.get_or("sequence", 10),
             inbox: section.get_or("inbox", false),
             folder: section.get_or("folder", "INBOX".to_owned()),
+            sign_in_as: section.get("sign_in_as"),
             model: section.get("model"),
             microsoft: microsoft::Config::read(section, microsoft),
             delivery: delivery::Config::read(section, delivery),
@@ -56,6 +59,11 @@ impl Config {
             section.mistake("folder", "is empty: name the IMAP folder, for example \"INBOX\"");
         }
         Some(mailbox)
+    }
+
+    /// The account that consents for it.
+    pub fn expected_account(&self) -> &Address {
+        self.sign_in_as.as_ref().unwrap_or(&self.address)
     }
 
     /// What the From-filter rule sees of it.

@@ -348,10 +348,15 @@ impl<'de> Deserialize<'de> for Span {
         let wrong =
             || serde::de::Error::custom("is not a duration: write a number with its unit, like \"2 days\"");
         let text = String::deserialize(deserializer).map_err(|_| wrong())?;
-        let span: jiff::Span = text.parse().map_err(|_| wrong())?;
-        let duration = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(|_| wrong())?;
-        Duration::try_from(duration).map(Self).map_err(|_| wrong())
+        parse_duration(&text).map(Self).ok_or_else(wrong)
     }
+}
+
+/// A duration as people write it: `2 days`, `1h 30m`, `45 seconds`; a day has 24 hours.
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    let span: jiff::Span = text.parse().ok()?;
+    let duration = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).ok()?;
+    Duration::try_from(duration).ok()
 }
 
 /// A size in bytes as people write it: `35 MiB`, `500 kB`.

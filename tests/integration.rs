@@ -4,6 +4,8 @@
 mod commands;
 mod company;
 mod components;
+mod connect;
+mod consent;
 mod crash;
 mod daemon;
 mod doctor;

@@ -2,6 +2,7 @@
 
 use super::say;
 use crate::config::Config;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -13,5 +14,13 @@ pub(super) fn check(config: &Config, file: &Path) -> anyhow::Result<ExitCode> {
         file.display(),
         config.mailboxes.len()
     ))?;
+    let apps: BTreeSet<(&str, &str)> = config
+        .mailboxes
+        .iter()
+        .map(|mailbox| (mailbox.microsoft.client_id.as_str(), mailbox.microsoft.credential.describe()))
+        .collect();
+    for (client_id, kind) in apps {
+        say(format_args!("app {client_id}: {kind}"))?;
+    }
     Ok(ExitCode::SUCCESS)
 }

@@ -3,6 +3,7 @@
 mod check;
 mod connect;
 mod doctor;
+mod invite;
 mod queue;
 mod route;
 mod run;
@@ -59,13 +60,29 @@ enum Command {
         #[arg(long, value_name = "FROM")]
         from: String,
     },
-    /// Gives a mailbox its refresh token, so that the relay may use it. Works while the daemon runs, too.
+    /// Connects a mailbox: its owner signs in at Microsoft. Works while the daemon runs, too.
+    ///
+    /// Without a flag it prints an address to open in a browser on this machine.
     Connect {
         /// The mailbox's address, as in the configuration.
         mailbox: String,
-        /// A file with the refresh token as its only line: it is taken over into the store.
+        /// Prints a code to enter in a browser anywhere (the app must allow public client flows).
+        #[arg(long, conflicts_with = "refresh_token_file")]
+        device: bool,
+        /// A file with the refresh token as its only line: it is taken over into the store, nobody signs in.
         #[arg(long, value_name = "FILE")]
-        refresh_token_file: PathBuf,
+        refresh_token_file: Option<PathBuf>,
+    },
+    /// Prints a link with which a mailbox's owner connects it, without any right in Odoo.
+    Invite {
+        /// The mailbox's address, as in the configuration.
+        mailbox: String,
+        /// How long the link works.
+        #[arg(long, value_name = "DURATION", default_value = "7 days")]
+        expires: String,
+        /// Ends every link that was given out for this mailbox.
+        #[arg(long, conflicts_with = "expires")]
+        revoke: bool,
     },
     /// Shows the mailboxes, tokens, queue and inboxes of the running daemon; exits 0 only when all is well.
     Status,
@@ -103,9 +120,16 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Check => check::check(&config, &cli.config),
         Command::Doctor { mailbox } => doctor::doctor(&config, mailbox.as_deref(), cli.json),
         Command::Route { from } => route::route(&config, from, cli.json),
-        Command::Connect { mailbox, refresh_token_file } => {
-            connect::take_over(&config, mailbox, refresh_token_file, cli.json)
+        Command::Connect { mailbox, device, refresh_token_file } => {
+            let how = match refresh_token_file {
+                Some(file) => connect::How::File(file),
+                None if *device => connect::How::Device,
+                None => connect::How::Browser,
+            };
+            connect::connect(&config, mailbox, how, cli.json)
         }
+        Command::Invite { mailbox, revoke: true, .. } => invite::revoke(&config, mailbox, cli.json),
+        Command::Invite { mailbox, expires, .. } => invite::invite(&config, mailbox, expires, cli.json),
         Command::Status => status::status(&config, cli.json),
         Command::Queue(QueueCommand::List) => queue::list(&config, cli.json),
     }

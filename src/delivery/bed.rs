@@ -34,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 pub(super) mod support {
     pub mod entra;
     mod entra_session;
+    mod entra_sign_in;
     pub mod events;
     pub mod gauge;
     pub mod http;
@@ -90,6 +91,7 @@ impl Bed {
             sequence: 10,
             inbox: false,
             folder: "INBOX".to_owned(),
+            sign_in_as: None,
             model: None,
             microsoft: microsoft.value,
             delivery: delivery.value,

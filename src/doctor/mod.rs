@@ -234,7 +234,7 @@ fn secrets(mailboxes: &[&Config], now: Timestamp) -> Vec<Finding> {
     let apps = mailboxes.iter().map(|mailbox| &mailbox.microsoft);
     let warnings = expiry::warnings(apps.clone(), today);
     let mut good: BTreeSet<_> =
-        apps.filter_map(|app| Some((app.client_id.as_str(), app.secret_expires()?))).collect();
+        apps.filter_map(|app| Some((app.client_id.as_str(), app.credential_expires()?))).collect();
     good.retain(|(_, expires)| expiry::days_left(*expires, today).is_none());
     let good = good.into_iter().map(|(client_id, expires)| {
         Finding::ok(None, Check::ClientSecret, format!("app {client_id}: expires on {expires}"))

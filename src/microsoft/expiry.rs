@@ -1,6 +1,6 @@
 //! When the credentials of the apps expire: said ahead, since nothing works any more from then on.
 
-use super::Config;
+use super::{Config, Credential};
 use crate::clock;
 use jiff::Timestamp;
 use jiff::civil::Date;
@@ -14,10 +14,25 @@ pub const WARN_DAYS: i32 = 30;
 /// How often it is asked whether a new day has begun; timers stand still while a machine sleeps.
 const LOOK_EVERY: Duration = Duration::from_secs(15 * 60);
 
+/// The event, the thing and the remedy where an app signs in with a secret.
+const SECRET: (&str, &str, &str) = (
+    "client secret expires",
+    "client secret",
+    "Entra admin center › App registrations › the app › Certificates & secrets: make a new client secret, write its *Value* \
+     (not its Secret ID) into the client_secret_file and its end into client_secret_expires, and restart",
+);
+/// The same where it signs in with a certificate.
+const CERTIFICATE: (&str, &str, &str) = (
+    "client certificate expires",
+    "client certificate",
+    "make a new certificate, upload it under Entra admin center › App registrations › the app › Certificates & secrets, \
+     name it and its key in client_certificate_file and client_key_file, and restart",
+);
+
 /// An app whose credential expires soon, or has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Warning {
-    /// As the log names it: `client secret expires`.
+    /// As the log names it: `client secret expires`, `client certificate expires`.
     pub event: String,
     /// The app.
     pub client_id: String,
@@ -52,11 +67,12 @@ pub fn warnings<'c>(apps: impl IntoIterator<Item = &'c Config>, today: Date) -> 
     let mut warnings: Vec<Warning> = Vec::new();
     for app in apps {
         let Some((expires, days)) =
-            app.secret_expires().and_then(|expires| Some((expires, days_left(expires, today)?)))
+            app.credential_expires().and_then(|expires| Some((expires, days_left(expires, today)?)))
         else {
             continue;
         };
-        let warning = Warning::new(&app.client_id, expires, days);
+        let certificate = matches!(app.credential, Credential::Certificate(_));
+        let warning = Warning::new(&app.client_id, certificate, expires, days);
         if !warnings.contains(&warning) {
             warnings.push(warning);
         }
@@ -65,8 +81,9 @@ pub fn warnings<'c>(apps: impl IntoIterator<Item = &'c Config>, today: Date) -> 
 }
 
 impl Warning {
-    fn new(client_id: &str, expires: Date, days: i32) -> Self {
+    fn new(client_id: &str, certificate: bool, expires: Date, days: i32) -> Self {
         let expired = days < 0;
+        let (event, what, remedy) = if certificate { CERTIFICATE } else { SECRET };
         let when = match days {
             0 => format!("expires today, {expires}"),
             1 => format!("expires tomorrow, {expires}"),
@@ -80,27 +97,24 @@ impl Warning {
             "from then on no mailbox of this app gets a new token: sending and receiving stop"
         };
         Self {
-            event: "client secret expires".to_owned(),
+            event: event.to_owned(),
             client_id: client_id.to_owned(),
             expires,
             days,
             expired,
-            seen: format!("the client secret of app {client_id} {when} (client_secret_expires)"),
+            seen: format!("the {what} of app {client_id} {when}"),
             meaning: meaning.to_owned(),
-            remedy: "Entra admin center › App registrations › the app › Certificates & secrets: make a new client secret, \
-                     write its *Value* (not its Secret ID) into the client_secret_file and its end into \
-                     client_secret_expires, and restart"
-                .to_owned(),
+            remedy: remedy.to_owned(),
         }
     }
 
     /// One line in the log.
     fn log(&self) {
-        let Self { client_id, expires, days, seen, remedy, .. } = self;
+        let Self { event, client_id, expires, days, seen, remedy, .. } = self;
         if self.expired {
-            tracing::error!(client_id, %expires, days, reply = seen, advice = remedy, "client secret expires");
+            tracing::error!(client_id, %expires, days, reply = seen, advice = remedy, "{event}");
         } else {
-            tracing::warn!(client_id, %expires, days, reply = seen, advice = remedy, "client secret expires");
+            tracing::warn!(client_id, %expires, days, reply = seen, advice = remedy, "{event}");
         }
     }
 }
@@ -151,8 +165,9 @@ mod tests {
         let text = format!("client_id = '{client_id}'\nclient_secret_expires = {expires}\n");
         let parsed = parse(&text, Path::new("/nonexistent"), None, Config::read_root);
         assert_eq!(parsed.mistakes, []);
-        let client_secret = has_secret.then(|| "s".to_owned().into());
-        Config { client_secret, ..parsed.value }
+        let credential =
+            if has_secret { Credential::Secret("s".to_owned().into()) } else { Credential::Public };
+        Config { credential, ..parsed.value }
     }
 
     #[test]

@@ -1,16 +1,19 @@
 //! Microsoft 365: where it is and as which app we sign in (`[microsoft]`), and what its replies mean.
 
+mod credential;
 pub mod expiry;
 pub mod imap_replies;
+mod not_after;
 pub mod smtp_replies;
 pub mod token_errors;
+
+pub use credential::{ASSERTION_TYPE, Certificate, Credential};
 
 use crate::address::Address;
 use crate::failure::chain;
 use crate::section::{HostPort, Section};
 use crate::tls;
 use jiff::civil::Date;
-use secrecy::SecretString;
 use serde::Deserialize;
 use std::path::PathBuf;
 use url::Url;
@@ -20,8 +23,8 @@ use url::Url;
 pub struct Config {
     /// The app's (client) id, from the Azure app registration.
     pub client_id: String,
-    /// The app's secret; `None`: a public client, which never sends one.
-    pub client_secret: Option<SecretString>,
+    /// How the app proves who it is: what makes it a public or a confidential client.
+    pub credential: Credential,
     /// When the secret expires at Microsoft.
     pub client_secret_expires: Option<Date>,
     /// GUID, domain, `common`, `organizations` or `consumers`.
@@ -94,7 +97,7 @@ impl Config {
         let (authority, smtp, imap) = cloud.endpoints();
         Self {
             client_id: String::new(),
-            client_secret: None,
+            credential: Credential::Public,
             client_secret_expires: None,
             tenant: "common".to_owned(),
             grant: Grant::RefreshToken,
@@ -121,16 +124,13 @@ impl Config {
     /// Reads what a section says of it over what holds otherwise.
     pub fn read(section: &mut Section<'_>, otherwise: &Self) -> Self {
         let names_app = section.has("client_id");
-        let client_secret = section.secret_file("client_secret_file");
+        let credential = Credential::read(section);
         let expires = read_date(section, "client_secret_expires");
         let config = Self {
             client_id: section.get_or("client_id", otherwise.client_id.clone()),
-            // Another app has another secret, or none.
-            client_secret: if names_app {
-                client_secret
-            } else {
-                client_secret.or_else(|| otherwise.client_secret.clone())
-            },
+            // Another app has another secret or certificate, or none.
+            credential: credential
+                .unwrap_or_else(|| if names_app { Credential::Public } else { otherwise.credential.clone() }),
             client_secret_expires: expires.or(otherwise.client_secret_expires.filter(|_| !names_app)),
             tenant: section.get_or("tenant", otherwise.tenant.clone()),
             grant: section.get_or("grant", otherwise.grant),
@@ -166,30 +166,52 @@ impl Config {
             section
                 .mistake("authority", "is not an https address, like \"https://login.microsoftonline.com\"");
         }
-        if self.grant == Grant::ClientCredentials
-            && ["common", "organizations", "consumers"].contains(&self.tenant.as_str())
-        {
+        if self.grant == Grant::ClientCredentials && !self.names_own_tenant() {
             section.mistake(
                 "tenant",
                 "must name your own tenant for grant = \"client_credentials\" (its GUID or domain)",
             );
         }
-        if self.grant == Grant::ClientCredentials && self.client_secret.is_none() {
+        if self.grant == Grant::ClientCredentials && matches!(self.credential, Credential::Public) {
             section.mistake(
                 "client_secret_file",
-                "is missing: grant = \"client_credentials\" signs in with the app's secret",
+                "is missing: grant = \"client_credentials\" signs in with the app's secret or certificate",
             );
+        }
+    }
+
+    /// Whether the tenant is one's own, and not a word for any.
+    pub fn names_own_tenant(&self) -> bool {
+        !["common", "organizations", "consumers"].contains(&self.tenant.to_ascii_lowercase().as_str())
+    }
+
+    /// When the app's credential ends at Microsoft: the certificate's own end, or what the configuration says of the
+    /// secret.
+    pub fn credential_expires(&self) -> Option<Date> {
+        match &self.credential {
+            Credential::Certificate(certificate) => certificate.expires,
+            Credential::Secret(_) => self.client_secret_expires,
+            Credential::Public => None,
         }
     }
 
     /// The token endpoint (RFC 6749 section 3.2).
     pub fn token_endpoint(&self) -> String {
-        format!("{}/{}/oauth2/v2.0/token", self.authority, self.tenant)
+        self.endpoint("token")
     }
 
-    /// When the secret expires that the app signs in with; `None`: nobody said, or it has none.
-    pub fn secret_expires(&self) -> Option<Date> {
-        self.client_secret_expires.filter(|_| self.client_secret.is_some())
+    /// Where the browser signs in (RFC 6749 section 3.1).
+    pub fn authorization_endpoint(&self) -> String {
+        self.endpoint("authorize")
+    }
+
+    /// Where a device flow begins (RFC 8628 section 3.1).
+    pub fn device_authorization_endpoint(&self) -> String {
+        self.endpoint("devicecode")
+    }
+
+    fn endpoint(&self, name: &str) -> String {
+        format!("{}/{}/oauth2/v2.0/{name}", self.authority, self.tenant)
     }
 
     /// The scopes to ask for: one delegated token serves SMTP and IMAP; app-only ones name the resource's default.

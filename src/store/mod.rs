@@ -4,6 +4,7 @@
 //! tasks hand in together. A write has happened, on disk, when its call returns.
 
 mod inbox;
+mod invites;
 mod queue;
 mod tokens;
 mod writer;
@@ -366,7 +367,10 @@ pub(crate) fn create_private(path: &Path) -> std::io::Result<std::fs::File> {
 
 /// The schema's history; rows are only ever added to the list.
 fn migrator() -> Migrator {
-    let migrations = [(1, "start", include_str!("migrations/0001_start.sql"))];
+    let migrations = [
+        (1, "start", include_str!("migrations/0001_start.sql")),
+        (3, "invitations", include_str!("migrations/0003_invitations.sql")),
+    ];
     let migrations = migrations
         .map(|(version, name, sql)| {
             Migration::new(version, name.into(), MigrationType::Simple, sql.into_sql_str(), false)

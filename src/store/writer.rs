@@ -2,9 +2,10 @@
 //! sync, which is what a durable queue waits for, is paid once for all of them.
 
 use super::inbox::InboxWrite;
+use super::invites::InviteWrite;
 use super::queue::QueueWrite;
 use super::tokens::StoredToken;
-use super::{Error, inbox, queue, tokens};
+use super::{Error, inbox, invites, queue, tokens};
 use crate::address::Address;
 use sqlx::SqliteConnection;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,6 +21,7 @@ pub(super) enum Write {
     Queue(QueueWrite),
     Token(Address, StoredToken),
     Inbox(InboxWrite),
+    Invite(InviteWrite),
 }
 
 impl Write {
@@ -28,6 +30,7 @@ impl Write {
             Self::Queue(write) => write.operation(),
             Self::Token(..) => "keep a token",
             Self::Inbox(write) => write.operation(),
+            Self::Invite(write) => write.operation(),
         }
     }
 
@@ -36,6 +39,7 @@ impl Write {
             Self::Queue(write) => queue::apply(write, connection).await,
             Self::Token(mailbox, token) => tokens::apply(mailbox, token, connection).await,
             Self::Inbox(write) => inbox::apply(write, connection).await,
+            Self::Invite(write) => invites::apply(write, connection).await,
         }
     }
 }

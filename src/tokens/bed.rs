@@ -32,6 +32,7 @@ pub(super) fn mailbox(
         sequence: 10,
         inbox: false,
         folder: "INBOX".to_owned(),
+        sign_in_as: None,
         model: None,
         microsoft,
         delivery: delivery::Config::default(),

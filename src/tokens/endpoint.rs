@@ -7,10 +7,10 @@ pub use super::answer::{ErrorAnswer, TokenAnswer};
 use crate::clock;
 use crate::failure::{Class, Failure, chain};
 use crate::microsoft::token_errors::Verdict;
-use crate::microsoft::{Config, Grant};
+use crate::microsoft::{ASSERTION_TYPE, Certificate, Config, Credential, Grant};
 use jiff::Timestamp;
 use oauth2::basic::{BasicRevocationErrorResponse, BasicTokenIntrospectionResponse};
-use oauth2::http::header::CONTENT_TYPE;
+use oauth2::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use oauth2::http::{Response, StatusCode};
 use oauth2::{
     AsyncHttpClient, AuthType, ClientId, ClientSecret, EndpointNotSet, EndpointSet, HttpRequest,
@@ -20,8 +20,10 @@ use reqwest::header::RETRY_AFTER;
 use secrecy::{ExposeSecret, SecretString};
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
-use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::{self, ClientConfig};
+use url::form_urlencoded;
 
 /// A request, from connecting to the answer's last byte, takes at most this.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -62,7 +64,7 @@ pub fn http_client(tls: &ClientConfig) -> Result<reqwest::Client, reqwest::Error
 }
 
 /// The app, as `oauth2` sees it. A public client has no secret and so never sends one (AADSTS700025); others send it in
-/// the body (RFC 6749 section 2.3.1), which is Microsoft's way.
+/// the body (RFC 6749 section 2.3.1), which is Microsoft's way, or have [`Http`] sign.
 ///
 /// # Errors
 /// An authority that is no URL, which the configuration's check does not let through.
@@ -75,9 +77,11 @@ pub fn client(config: &Config) -> Result<Client, Failure> {
     let client = oauth2::Client::new(ClientId::new(config.client_id.clone()))
         .set_auth_type(AuthType::RequestBody)
         .set_token_uri(url);
-    Ok(match &config.client_secret {
-        Some(secret) => client.set_client_secret(ClientSecret::new(secret.expose_secret().to_owned())),
-        None => client,
+    Ok(match &config.credential {
+        Credential::Secret(secret) => {
+            client.set_client_secret(ClientSecret::new(secret.expose_secret().to_owned()))
+        }
+        Credential::Public | Credential::Certificate(_) => client,
     })
 }
 
@@ -93,7 +97,7 @@ pub async fn request(
     mailbox: &str,
 ) -> Result<TokenAnswer, Verdict> {
     let client = client(config)?;
-    let http = Http(http.clone());
+    let http = Http::new(http.clone(), config);
     let scopes = config.scopes().into_iter().map(Scope::new);
     let answer = match (config.grant, refresh_token) {
         (Grant::RefreshToken, Some(token)) => {
@@ -106,11 +110,8 @@ pub async fn request(
             request.request_async(&http).await
         }
     };
-    let secrets: Vec<&str> = [refresh_token, config.client_secret.as_ref()]
-        .into_iter()
-        .flatten()
-        .map(ExposeSecret::expose_secret)
-        .collect();
+    let refresh_token = refresh_token.map(ExposeSecret::expose_secret);
+    let secrets: Vec<&str> = refresh_token.into_iter().chain(config.credential.secret()).collect();
     answer.map_err(|error| verdict(error, &secrets, mailbox))
 }
 
@@ -142,6 +143,9 @@ pub enum HttpError {
     /// The endpoint was not reached, or did not answer in time.
     #[error("the token endpoint cannot be reached")]
     Send(#[source] reqwest::Error),
+    /// The app's certificate does not sign.
+    #[error("the app's certificate cannot sign")]
+    Sign(#[source] rustls::Error),
     /// The answer does not end.
     #[error("the token endpoint's answer has more than {MOST_BYTES} bytes")]
     TooLong,
@@ -153,7 +157,7 @@ pub enum HttpError {
         /// How long the endpoint asks to be left alone (RFC 9110 section 10.2.3).
         retry_after: Option<Duration>,
         /// What it says in OAuth's words, where it does.
-        answer: ErrorAnswer,
+        answer: Box<ErrorAnswer>,
     },
 }
 
@@ -167,6 +171,9 @@ impl HttpError {
                               clock, and ca_file where the certificate is refused";
                 Failure::new(Class::Transient, code, words).advise(advice).into()
             }
+            Self::Sign(_) => Failure::new(Class::Administrator, "certificate", words)
+                .advise("check client_certificate_file and client_key_file")
+                .into(),
             Self::TooLong => Failure::new(Class::Transient, "answer", words).into(),
             Self::Status { status, retry_after, answer } => {
                 // An overloaded or broken endpoint's reasons are not believed: it passes. Its words are kept.
@@ -186,49 +193,113 @@ impl HttpError {
 }
 
 /// `reqwest` 0.13 as the HTTP client of `oauth2`, whose own adapter stops at 0.12.
+///
+/// Where the app has a certificate, it adds a new assertion to every request: those of a device flow outlive one.
 #[derive(Clone, Debug)]
-pub struct Http(pub reqwest::Client);
+pub struct Http {
+    client: reqwest::Client,
+    signs: Option<Signs>,
+}
+
+/// Who signs what for whom.
+#[derive(Clone, Debug)]
+struct Signs {
+    certificate: Arc<Certificate>,
+    client_id: String,
+    audience: String,
+}
+
+impl Http {
+    /// `client` is [`http_client`]'s.
+    pub fn new(client: reqwest::Client, config: &Config) -> Self {
+        let signs = match &config.credential {
+            Credential::Certificate(certificate) => Some(Signs {
+                certificate: certificate.clone(),
+                client_id: config.client_id.clone(),
+                audience: config.token_endpoint(),
+            }),
+            Credential::Public | Credential::Secret(_) => None,
+        };
+        Self { client, signs }
+    }
+}
+
+impl Signs {
+    fn assertion(&self) -> Result<SecretString, HttpError> {
+        let Self { certificate, client_id, audience } = self;
+        certificate.assertion(client_id, audience, clock::now(), rand::random()).map_err(HttpError::Sign)
+    }
+}
+
+/// Adds an assertion to a form (RFC 7523 section 2.2).
+fn sign(request: &mut HttpRequest, assertion: &SecretString) {
+    let body = std::mem::take(request.body_mut());
+    let form = form_urlencoded::Serializer::new(String::from_utf8(body).unwrap_or_default())
+        .append_pair("client_assertion_type", ASSERTION_TYPE)
+        .append_pair("client_assertion", assertion.expose_secret())
+        .finish();
+    *request.body_mut() = form.into_bytes();
+    // reqwest counts anew.
+    request.headers_mut().remove(CONTENT_LENGTH);
+}
 
 impl<'c> AsyncHttpClient<'c> for Http {
     type Error = HttpError;
     type Future = Pin<Box<dyn Future<Output = Result<HttpResponse, HttpError>> + Send + 'c>>;
 
     fn call(&'c self, request: HttpRequest) -> Self::Future {
-        Box::pin(send(&self.0, request))
+        Box::pin(self.send(request))
     }
 }
 
-/// Sends one request. Tokens (200) and refusals (400, 401 … with JSON) go on to `oauth2`, all else is an error.
-async fn send(http: &reqwest::Client, request: HttpRequest) -> Result<HttpResponse, HttpError> {
-    let mut request = reqwest::Request::try_from(request).map_err(HttpError::Send)?;
-    *request.timeout_mut() = Some(TIMEOUT);
-    let mut answer = http.execute(request).await.map_err(HttpError::Send)?;
-    let status = answer.status();
-    let retry_after = answer
-        .headers()
-        .get(RETRY_AFTER)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| retry_after(value, clock::now()));
-    let content_type = answer.headers().get(CONTENT_TYPE).cloned();
-    let mut body = Vec::new();
-    while let Some(chunk) = answer.chunk().await.map_err(HttpError::Send)? {
-        if body.len() + chunk.len() > MOST_BYTES {
-            return Err(HttpError::TooLong);
+impl Http {
+    /// Sends one request. Tokens (200) and refusals (400, 401 … with JSON) go on to `oauth2`, all else is an error.
+    async fn send(&self, mut request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        let assertion = self.signs.as_ref().map(Signs::assertion).transpose()?;
+        if let Some(assertion) = &assertion {
+            sign(&mut request, assertion);
         }
-        body.extend_from_slice(&chunk);
+        let mut request = reqwest::Request::try_from(request).map_err(HttpError::Send)?;
+        *request.timeout_mut() = Some(TIMEOUT);
+        let mut answer = self.client.execute(request).await.map_err(HttpError::Send)?;
+        let status = answer.status();
+        let retry_after = answer
+            .headers()
+            .get(RETRY_AFTER)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| retry_after(value, clock::now()));
+        let content_type = answer.headers().get(CONTENT_TYPE).cloned();
+        let mut body = Vec::new();
+        while let Some(chunk) = answer.chunk().await.map_err(HttpError::Send)? {
+            if body.len() + chunk.len() > MOST_BYTES {
+                return Err(HttpError::TooLong);
+            }
+            body.extend_from_slice(&chunk);
+        }
+        if let Some(assertion) = &assertion {
+            body = without(body, assertion.expose_secret());
+        }
+        let error: ErrorAnswer = serde_json::from_slice(&body).unwrap_or_default();
+        let refuses =
+            status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS && !error.error.is_empty();
+        if status != StatusCode::OK && !refuses {
+            return Err(HttpError::Status { status, retry_after, answer: Box::new(error) });
+        }
+        let mut response = Response::new(body);
+        *response.status_mut() = status;
+        if let Some(content_type) = content_type {
+            response.headers_mut().insert(CONTENT_TYPE, content_type);
+        }
+        Ok(response)
     }
-    let error: ErrorAnswer = serde_json::from_slice(&body).unwrap_or_default();
-    let refuses =
-        status.is_client_error() && status != StatusCode::TOO_MANY_REQUESTS && !error.error.is_empty();
-    if status != StatusCode::OK && !refuses {
-        return Err(HttpError::Status { status, retry_after, answer: error });
+}
+
+/// A body without our assertion, should the endpoint repeat it.
+fn without(body: Vec<u8>, assertion: &str) -> Vec<u8> {
+    match std::str::from_utf8(&body) {
+        Ok(text) if text.contains(assertion) => text.replace(assertion, "[redacted]").into_bytes(),
+        _ => body,
     }
-    let mut response = Response::new(body);
-    *response.status_mut() = status;
-    if let Some(content_type) = content_type {
-        response.headers_mut().insert(CONTENT_TYPE, content_type);
-    }
-    Ok(response)
 }
 
 /// Reads `Retry-After` (RFC 9110 section 10.2.3): seconds, or a date.
@@ -259,5 +330,20 @@ mod tests {
         for (value, seconds) in cases {
             assert_eq!(retry_after(value, now), seconds.map(Duration::from_secs), "{value}");
         }
+    }
+
+    #[test]
+    fn an_assertion_joins_the_form_and_is_never_repeated() {
+        let mut request = HttpRequest::new(b"grant_type=x&scope=a+b".to_vec());
+        request.headers_mut().insert(CONTENT_LENGTH, 22.into());
+        sign(&mut request, &SecretString::from("a.b-c_d"));
+        let body = String::from_utf8(request.body().clone()).unwrap();
+        let expected = "grant_type=x&scope=a+b&client_assertion_type=urn%3Aietf%3Aparams%3Aoauth%3A\
+                        client-assertion-type%3Ajwt-bearer&client_assertion=a.b-c_d";
+        assert_eq!(body, expected);
+        assert!(!request.headers().contains_key(CONTENT_LENGTH));
+        let echo = without(b"{\"error_description\": \"a.b-c_d is bad\"}".to_vec(), "a.b-c_d");
+        assert_eq!(echo, b"{\"error_description\": \"[redacted] is bad\"}");
+        assert_eq!(without(vec![0xff], "x"), [0xff]);
     }
 }

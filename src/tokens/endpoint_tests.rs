@@ -3,6 +3,7 @@
 use super::bed::{Bed, CONSENT, eventually, http, john, mailbox, stored};
 use super::scripted::{Answer, Endpoint};
 use super::*;
+use crate::microsoft::Credential;
 use serde_json::json;
 use std::collections::HashSet;
 
@@ -29,7 +30,7 @@ async fn a_refresh_token_grant_sends_what_microsoft_wants() {
 async fn an_app_only_grant_sends_its_secret_and_keeps_nothing() {
     let (bed, _writer) = Bed::without_writer(None, [], |config| {
         config.grant = Grant::ClientCredentials;
-        config.client_secret = Some(SecretString::from("app-secret"));
+        config.credential = Credential::Secret(SecretString::from("app-secret"));
     })
     .await;
     assert_eq!(bed.token().await.unwrap().secret(), "access-1-secret");
@@ -110,7 +111,7 @@ async fn no_secret_is_ever_logged_or_shown() {
     ];
     let (bed, store_writer) =
         Bed::without_writer(Some(stored("refresh-0-secret", CONSENT)), answers, |config| {
-            config.client_secret = Some(SecretString::from("very-secret-value"));
+            config.credential = Credential::Secret(SecretString::from("very-secret-value"));
         })
         .await;
     tokio::spawn(store_writer.run());

@@ -3,6 +3,7 @@
 use super::bed::{Bed, CONSENT, address, eventually, http, john, mailbox, pass, store, stored};
 use super::scripted::{Answer, Endpoint};
 use super::*;
+use crate::microsoft::Credential;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -212,7 +213,7 @@ async fn at_most_eight_refreshes_are_under_way() {
         .map(|number| {
             mailbox(&format!("m{number}@contoso.com"), &endpoint, |config| {
                 config.grant = Grant::ClientCredentials;
-                config.client_secret = Some(SecretString::from("app-secret"));
+                config.credential = Credential::Secret(SecretString::from("app-secret"));
             })
         })
         .collect();

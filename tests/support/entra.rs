@@ -1,12 +1,13 @@
-//! Microsoft's token endpoint, scripted.
+//! Microsoft's token endpoint and sign-in page, scripted.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::entra_session::serve;
+use super::entra_sign_in::Code;
 use super::events::Events;
 use super::gauge::Gauge;
 use super::script::{Rule, Script};
@@ -95,6 +96,8 @@ impl Answer {
 #[derive(Clone, Debug)]
 pub struct TokenRequest {
     pub at: jiff::Timestamp,
+    /// The whole address that was asked.
+    pub endpoint: String,
     pub tenant: String,
     pub grant: String,
     pub client_id: String,
@@ -118,8 +121,16 @@ pub(super) struct State {
     pub(super) refresh: HashMap<String, RefreshToken>,
     /// The newest one per mailbox.
     pub(super) current: HashMap<String, String>,
-    /// One-time codes of the consent flows, authorization and device: the mailbox once somebody consented.
-    pub(super) codes: HashMap<String, Option<String>>,
+    /// One-time codes of the consent flows, authorization and device.
+    pub(super) codes: HashMap<String, Code>,
+    /// Those that were redeemed.
+    pub(super) used_codes: HashSet<String>,
+    /// Who is signed in already, so that no page is shown.
+    pub(super) account: Option<String>,
+    /// The app's certificate and its public key (DER, PKCS #1): in place of the secret.
+    pub(super) certificate: Option<(Vec<u8>, Vec<u8>)>,
+    /// `jti` of the assertions seen.
+    pub(super) assertions: HashSet<String>,
     pub(super) requests: Vec<TokenRequest>,
     pub(super) client_id: String,
     pub(super) client_secret: Option<String>,
@@ -140,7 +151,7 @@ pub(super) struct Shared {
     pub(super) events: Events,
 }
 
-/// The endpoint at `POST /{tenant}/oauth2/v2.0/token`, over plain HTTP on loopback.
+/// The endpoints `token`, `devicecode` and `authorize` below `/{tenant}/oauth2/v2.0/`, over plain HTTP on loopback.
 pub struct Entra {
     /// For outages: `down` and `up`.
     pub server: Server,
@@ -154,6 +165,10 @@ impl Entra {
                 refresh: HashMap::new(),
                 current: HashMap::new(),
                 codes: HashMap::new(),
+                used_codes: HashSet::new(),
+                account: None,
+                certificate: None,
+                assertions: HashSet::new(),
                 requests: Vec::new(),
                 client_id: CLIENT_ID.to_owned(),
                 client_secret: Some(CLIENT_SECRET.to_owned()),
@@ -246,9 +261,21 @@ impl Entra {
         self.state(|state| state.delegates.push((user.to_lowercase(), mailbox.to_lowercase())));
     }
 
+    /// The app signs with this certificate (DER) instead of sending its secret; `public_key` as `rcgen` gives it raw.
+    pub fn set_certificate(&self, certificate: &[u8], public_key: &[u8]) {
+        self.state(|state| state.certificate = Some((certificate.to_vec(), public_key.to_vec())));
+    }
+
+    /// Whoever opens the sign-in page is signed in as this account and consents; `None`: the page asks.
+    pub fn sign_in_as(&self, account: Option<&str>) {
+        self.state(|state| state.account = account.map(str::to_owned));
+    }
+
     /// `code` of an authorization or device flow; `mailbox` is who consented, `None` nobody yet.
     pub fn add_code(&self, code: &str, mailbox: Option<&str>) {
-        self.state(|state| state.codes.insert(code.to_owned(), mailbox.map(str::to_owned)));
+        self.state(|state| {
+            state.codes.entry(code.to_owned()).or_default().mailbox = mailbox.map(str::to_owned)
+        });
     }
 
     /// The codes nobody has redeemed, such as the device codes given out.

@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use aws_lc_rs::hmac;
+use aws_lc_rs::{digest, hmac, signature};
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 
 use super::entra::{Answer, RefreshToken, Shared, State, TokenRequest, uuid};
+use super::entra_sign_in::{Code, sign_in};
 use super::http::{self, Request};
 use super::wire::Wire;
 
@@ -87,11 +88,13 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream) {
 
 async fn answer(shared: &Shared, request: &Request) -> Answer {
     let form: HashMap<String, String> = url::form_urlencoded::parse(&request.body).into_owned().collect();
-    let mut path = request.path.trim_start_matches('/').splitn(2, '/');
+    let (path, query) = request.path.split_once('?').unwrap_or((&request.path, ""));
+    let mut path = path.trim_start_matches('/').splitn(2, '/');
     let tenant = path.next().unwrap_or_default().to_owned();
     match (request.method.as_str(), path.next()) {
         ("POST", Some("oauth2/v2.0/token")) => {}
-        ("POST", Some("oauth2/v2.0/devicecode")) => return device_code(shared),
+        ("POST", Some("oauth2/v2.0/devicecode")) => return device_code(shared, &form),
+        ("GET" | "POST", Some("oauth2/v2.0/authorize")) => return sign_in(shared, request, query),
         _ => return Answer::html(404, "<h1>Not found</h1>"),
     }
     let (client_id, client_secret) = credentials(request, &form);
@@ -101,6 +104,7 @@ async fn answer(shared: &Shared, request: &Request) -> Answer {
         let mailbox = refresh_token.as_ref().and_then(|token| state.refresh.get(token));
         let seen = TokenRequest {
             at: jiff::Timestamp::now(),
+            endpoint: format!("http://{}{}", request.header("host").unwrap_or_default(), request.path),
             tenant,
             grant: form.get("grant_type").cloned().unwrap_or_default(),
             client_id,
@@ -162,22 +166,10 @@ fn grant(shared: &Shared, request: &TokenRequest) -> Answer {
             format!("Application with identifier '{}' was not found in the directory.", request.client_id);
         return Answer::error(400, "unauthorized_client", 700_016, &text);
     }
-    match (&state.client_secret, &request.client_secret) {
-        (Some(right), Some(given)) if right == given => {}
-        (None, None) => {}
-        (Some(_), Some(_)) => {
-            return Answer::error(401, "invalid_client", 7_000_215, "Invalid client secret provided.");
-        }
-        (None, Some(_)) => {
-            let text =
-                "Client is public so neither 'client_assertion' nor 'client_secret' should be presented.";
-            return Answer::error(401, "invalid_client", 700_025, text);
-        }
-        (Some(_), None) => {
-            let text = "The request body must contain the following parameter: 'client_assertion' or 'client_secret'.";
-            return Answer::error(401, "invalid_client", 7_000_218, text);
-        }
+    if let Err(answer) = authenticate(&mut state, request) {
+        return answer;
     }
+    let mut openid = false;
     let mailbox = match request.grant.as_str() {
         "client_credentials" => {
             let mailbox = state.app_mailbox.clone().unwrap_or_else(|| "app@example.com".to_owned());
@@ -214,13 +206,22 @@ fn grant(shared: &Shared, request: &TokenRequest) -> Answer {
             let code =
                 request.form.get("code").or(request.form.get("device_code")).cloned().unwrap_or_default();
             match state.codes.get(&code).cloned() {
-                Some(Some(mailbox)) => {
-                    state.codes.remove(&code);
-                    mailbox
-                }
-                Some(None) => {
+                Some(Code { mailbox: None, .. }) => {
                     let text = "OAuth 2.0 device flow error. Authorization is pending. Continue polling.";
                     return Answer::error(400, "authorization_pending", 70_016, text);
+                }
+                Some(known) => {
+                    if let Some(answer) = wrong_way_back(&known, request) {
+                        return answer;
+                    }
+                    state.codes.remove(&code);
+                    state.used_codes.insert(code);
+                    openid = known.openid;
+                    known.mailbox.unwrap_or_default()
+                }
+                None if state.used_codes.contains(&code) => {
+                    let text = "OAuth2 Authorization code was already redeemed.";
+                    return Answer::error(400, "invalid_grant", 54_005, text);
                 }
                 None => {
                     let text = "The provided authorization code or refresh token has expired or is invalid.";
@@ -235,7 +236,7 @@ fn grant(shared: &Shared, request: &TokenRequest) -> Answer {
     };
     let refresh_token = state.new_refresh_token(&mailbox);
     let lifetime = state.lifetime.unwrap_or(state.expires_in);
-    Answer::json(
+    let answer = Answer::json(
         200,
         &json!({
             "token_type": "Bearer",
@@ -245,13 +246,124 @@ fn grant(shared: &Shared, request: &TokenRequest) -> Answer {
             "access_token": shared.access_token(&mailbox, "user", lifetime),
             "refresh_token": refresh_token,
         }),
+    );
+    if openid { answer.member("id_token", id_token(&state.client_id, &mailbox).into()) } else { answer }
+}
+
+/// Who signed in (OpenID Connect Core section 2). Nobody here checks its signature.
+fn id_token(client_id: &str, account: &str) -> String {
+    let now = jiff::Timestamp::now().as_second();
+    let claims = json!({
+        "aud": client_id,
+        "iss": "https://login.microsoftonline.com/test/v2.0",
+        "iat": now,
+        "nbf": now,
+        "exp": now + 3600,
+        "name": "Somebody",
+        "preferred_username": account,
+        "sub": uuid(),
+        "ver": "2.0",
+    });
+    format!(
+        "{}.{}.{}",
+        URL_SAFE_NO_PAD.encode(r#"{"typ":"JWT","alg":"RS256"}"#),
+        URL_SAFE_NO_PAD.encode(claims.to_string()),
+        URL_SAFE_NO_PAD.encode("signature")
     )
 }
 
+/// An authorization code counts with the same redirect URI and with PKCE's verifier only.
+fn wrong_way_back(code: &Code, request: &TokenRequest) -> Option<Answer> {
+    let (redirect_uri, challenge) = code.sent_to.as_ref()?;
+    if request.form.get("redirect_uri") != Some(redirect_uri) {
+        return Some(Answer::error(400, "invalid_client", 50_011, "The redirect URI does not match."));
+    }
+    let verifier = request.form.get("code_verifier").map(String::as_str).unwrap_or_default();
+    let hash = digest::digest(&digest::SHA256, verifier.as_bytes());
+    (URL_SAFE_NO_PAD.encode(hash) != *challenge).then(|| {
+        let text =
+            "The Code_Verifier does not match the code_challenge supplied in the authorization request.";
+        Answer::error(400, "invalid_grant", 501_481, text)
+    })
+}
+
+/// Whether the client is who it says.
+fn authenticate(state: &mut State, request: &TokenRequest) -> Result<(), Answer> {
+    let refused = |code: u32, text: &str| Err(Answer::error(401, "invalid_client", code, text));
+    if let Some((certificate, public_key)) = state.certificate.clone() {
+        let assertion = request.form.get("client_assertion").map(String::as_str).unwrap_or_default();
+        return match check_assertion(assertion, &certificate, &public_key, request) {
+            Ok(id) if !state.assertions.contains(&id) && request.client_secret.is_none() => {
+                state.assertions.insert(id);
+                Ok(())
+            }
+            Ok(_) => refused(50_013, "The assertion was used before, or a secret came with it."),
+            Err(why) => refused(700_027, &format!("Client assertion failed validation: {why}.")),
+        };
+    }
+    match (&state.client_secret, &request.client_secret) {
+        (_, _) if request.form.contains_key("client_assertion") => refused(
+            700_027,
+            "The certificate with identifier used to sign the client assertion is not registered.",
+        ),
+        (Some(right), Some(given)) if right == given => Ok(()),
+        (None, None) => Ok(()),
+        (Some(_), Some(_)) => refused(7_000_215, "Invalid client secret provided."),
+        (None, Some(_)) => {
+            let text =
+                "Client is public so neither 'client_assertion' nor 'client_secret' should be presented.";
+            refused(700_025, text)
+        }
+        (Some(_), None) => {
+            let text = "The request body must contain the following parameter: 'client_assertion' or 'client_secret'.";
+            refused(7_000_218, text)
+        }
+    }
+}
+
+/// Checks a `private_key_jwt` as Microsoft does; gives its `jti`.
+fn check_assertion(
+    assertion: &str,
+    certificate: &[u8],
+    public_key: &[u8],
+    request: &TokenRequest,
+) -> Result<String, &'static str> {
+    let assertion_type = request.form.get("client_assertion_type").map(String::as_str);
+    if assertion_type != Some("urn:ietf:params:oauth:client-assertion-type:jwt-bearer") {
+        return Err("client_assertion_type");
+    }
+    let (signed, signature) = assertion.rsplit_once('.').ok_or("no JWT")?;
+    let signature = URL_SAFE_NO_PAD.decode(signature).map_err(|_| "no JWT")?;
+    signature::UnparsedPublicKey::new(&signature::RSA_PSS_2048_8192_SHA256, public_key)
+        .verify(signed.as_bytes(), &signature)
+        .map_err(|_| "signature")?;
+    let part =
+        |text: &str| -> Option<Value> { serde_json::from_slice(&URL_SAFE_NO_PAD.decode(text).ok()?).ok() };
+    let (header, claims) = signed.split_once('.').ok_or("no JWT")?;
+    let (header, claims) = (part(header).ok_or("header")?, part(claims).ok_or("claims")?);
+    let thumbprint = URL_SAFE_NO_PAD.encode(digest::digest(&digest::SHA256, certificate));
+    if header != json!({"alg": "PS256", "typ": "JWT", "x5t#S256": thumbprint}) {
+        return Err("header");
+    }
+    let now = jiff::Timestamp::now().as_second();
+    let lives = claims["exp"].as_i64().ok_or("exp")? - now;
+    if !(1..=600).contains(&lives) || claims["nbf"].as_i64().ok_or("nbf")? > now {
+        return Err("its time");
+    }
+    if claims["aud"] != request.endpoint.as_str() {
+        return Err("aud");
+    }
+    if claims["iss"] != request.client_id.as_str() || claims["sub"] != claims["iss"] {
+        return Err("iss, sub");
+    }
+    claims["jti"].as_str().filter(|id| id.len() >= 16).map(str::to_owned).ok_or("jti")
+}
+
 /// The start of a device flow: a code nobody has consented to. [`Entra::codes`] shows it, [`Entra::add_code`] consents.
-fn device_code(shared: &Shared) -> Answer {
+fn device_code(shared: &Shared, form: &HashMap<String, String>) -> Answer {
     let code = format!("DAQAB{}", uuid());
-    shared.state.lock().unwrap().codes.insert(code.clone(), None);
+    let openid = form.get("scope").is_some_and(|scope| scope.split(' ').any(|scope| scope == "openid"));
+    shared.state.lock().unwrap().codes.insert(code.clone(), Code { openid, ..Code::default() });
     Answer::json(
         200,
         &json!({

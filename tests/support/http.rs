@@ -93,8 +93,65 @@ pub fn respond(
     wire.write(body);
 }
 
-/// A raw client: one POST on a connection of its own, and the status and body of its answer; `None` if the connection
-/// ended without one.
+/// An answer, as a raw client sees it.
+#[derive(Clone, Debug)]
+pub struct Response {
+    pub status: u16,
+    /// Names in lower case.
+    pub headers: Vec<(String, String)>,
+    pub body: String,
+}
+
+impl Response {
+    /// The first header of this (lower case) name; empty if there is none.
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value.as_str())
+    }
+}
+
+/// A raw client: one request on a connection of its own, and its answer; `None` if the connection ended without one. A
+/// `Host` among the headers takes the place of `localhost`.
+pub async fn request(
+    addr: SocketAddr,
+    method: &str,
+    path: &str,
+    headers: &[(String, String)],
+    body: &[u8],
+) -> Option<Response> {
+    let mut wire = Wire::new(TcpStream::connect(addr).await.ok()?);
+    wire.say(&format!("{method} {path} HTTP/1.1"));
+    if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
+        wire.say("Host: localhost");
+    }
+    if !body.is_empty() || method == "POST" {
+        wire.say(&format!("Content-Length: {}", body.len()));
+    }
+    for (name, value) in headers {
+        wire.say(&format!("{name}: {value}"));
+    }
+    wire.say("");
+    wire.write(body);
+    let status = wire.line().await.ok()??;
+    let mut response = Response {
+        status: status.split(' ').nth(1)?.parse().ok()?,
+        headers: Vec::new(),
+        body: String::new(),
+    };
+    loop {
+        let line = wire.line().await.ok()??;
+        if line.is_empty() {
+            break;
+        }
+        let (name, value) = line.split_once(':')?;
+        response.headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
+    }
+    let length = response.header("content-length").parse().unwrap_or_default();
+    let body = wire.exact(length).await.ok()??;
+    response.body = String::from_utf8_lossy(&body).into_owned();
+    Some(response)
+}
+
+/// One POST, and the status and body of its answer.
 pub async fn post(
     addr: SocketAddr,
     path: &str,
@@ -102,31 +159,9 @@ pub async fn post(
     headers: &[(String, String)],
     body: &[u8],
 ) -> Option<(u16, String)> {
-    let mut wire = Wire::new(TcpStream::connect(addr).await.ok()?);
-    wire.say(&format!("POST {path} HTTP/1.1"));
-    wire.say("Host: localhost");
-    wire.say(&format!("Content-Type: {content_type}"));
-    wire.say(&format!("Content-Length: {}", body.len()));
-    for (name, value) in headers {
-        wire.say(&format!("{name}: {value}"));
-    }
-    wire.say("");
-    wire.write(body);
-    let status = wire.line().await.ok()??;
-    let status = status.split(' ').nth(1)?.parse().ok()?;
-    let mut length = 0;
-    loop {
-        let line = wire.line().await.ok()??;
-        if line.is_empty() {
-            break;
-        }
-        let (name, value) = line.split_once(':')?;
-        if name.eq_ignore_ascii_case("content-length") {
-            length = value.trim().parse().ok()?;
-        }
-    }
-    let body = wire.exact(length).await.ok()??;
-    Some((status, String::from_utf8_lossy(&body).into_owned()))
+    let content_type = ("Content-Type".to_owned(), content_type.to_owned());
+    let headers: Vec<_> = std::iter::once(content_type).chain(headers.iter().cloned()).collect();
+    request(addr, "POST", path, &headers, body).await.map(|answer| (answer.status, answer.body))
 }
 
 fn reason(status: u16) -> &'static str {

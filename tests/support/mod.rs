@@ -16,6 +16,7 @@ pub mod client;
 pub mod dovecot;
 pub mod entra;
 mod entra_session;
+mod entra_sign_in;
 pub mod events;
 pub mod gauge;
 pub mod http;

@@ -170,8 +170,13 @@ impl Config {
 
     /// Starts the daemon, without waiting for anything.
     pub fn spawn(&self) -> Relay {
+        self.spawn_command(&["run"])
+    }
+
+    /// Starts another command that takes its time; what it prints is its log.
+    pub fn spawn_command(&self, arguments: &[&str]) -> Relay {
         let mut command = self.command();
-        command.args(["run", "-c"]).arg(self.write()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.args(arguments).arg("-c").arg(self.write()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap_or_else(|error| panic!("{}: {error}", self.binary.display()));
         let log = Arc::new(Mutex::new(Vec::new()));
         let events = Events::default();
