@@ -132,6 +132,9 @@ mod tests {
             std::fs::write(&path, "a secret\n").unwrap();
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         }
+        let key = folder.path().join("store-key");
+        std::fs::write(&key, "c2l4IHRpbWVzIGZpdmUgYW5kIHR3byBhcmUgMzIgISE=\n").unwrap();
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).unwrap();
         let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
         for certificate in ["fullchain.pem", "extra-roots.pem"] {
             std::fs::write(folder.path().join(certificate), certified.cert.pem()).unwrap();
@@ -212,6 +215,9 @@ mod tests {
             ),
             ("[microsoft]\nclient_id = 'x'\n[[mailbox]]\naddress = 'nobody'\n", "4: mailbox[1].address: "),
             ("[store]\nurl = 'postgres://h/db'\n", "2: store.url: names PostgreSQL"),
+            ("[store]\nkey_file = 'client-secret'\n", "2: store.key_file: names "),
+            ("[store]\nkey_file = 'nowhere'\n", "cannot be read"),
+            ("[store]\nurl = 'sqlite:relay.key'\n", "store.url: ends like the files beside the store"),
             ("[odoo]\nurl = 'http://h'\n", "odoo.password_file: is missing"),
             ("[odoo]\nurl = 'http://u:secret@h'\n", "2: odoo.url: holds a user or password"),
             ("[odoo]\nurl = 'ftp://h'\n", "2: odoo.url: is not an address"),

@@ -27,6 +27,7 @@ pub mod message;
 pub mod microsoft;
 pub mod odoo;
 pub mod routing;
+pub mod sealing;
 pub mod section;
 pub mod store;
 pub mod submission;

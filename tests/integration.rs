@@ -13,6 +13,7 @@ mod faults;
 mod incoming;
 mod odoo_client;
 mod outgoing;
+mod sealing;
 #[path = "support/selftest/mod.rs"]
 mod selftest;
 mod support;

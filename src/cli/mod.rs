@@ -8,6 +8,7 @@ mod queue;
 mod route;
 mod run;
 mod status;
+mod store;
 mod table;
 
 use crate::address::Address;
@@ -89,6 +90,23 @@ enum Command {
     /// What waits to be sent.
     #[command(subcommand)]
     Queue(QueueCommand),
+    /// Looks after the store.
+    #[command(subcommand)]
+    Store(StoreCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum StoreCommand {
+    /// Seals every token under a new key, which takes the place of the one before.
+    ///
+    /// Works while the daemon runs; where [store] key_file names the key, stop the daemon first. Run it again if it was
+    /// cut short. It does not end stolen tokens: for that, revoke the mailbox's sessions at Microsoft and connect it anew.
+    RotateKey {
+        /// The key is lost for good: goes on with the key file's key, or a new one. Each mailbox must then be connected
+        /// anew; nothing is deleted.
+        #[arg(long)]
+        lost: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -132,6 +150,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Invite { mailbox, expires, .. } => invite::invite(&config, mailbox, expires, cli.json),
         Command::Status => status::status(&config, cli.json),
         Command::Queue(QueueCommand::List) => queue::list(&config, cli.json),
+        Command::Store(StoreCommand::RotateKey { lost }) => store::rotate_key(&config, *lost, cli.json),
     }
 }
 

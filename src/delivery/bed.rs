@@ -73,8 +73,7 @@ impl Bed {
         let smtp = Smtp::start(&certificates, entra.check()).await;
         entra.set_client("app", None);
         let folder = tempfile::tempdir().unwrap();
-        let (store, writer) =
-            Store::open(&store::Config { path: folder.path().join("relay.db") }).await.unwrap();
+        let (store, writer) = Store::open(&store::Config::at(folder.path().join("relay.db"))).await.unwrap();
         tokio::spawn(writer.run());
         let (authority, endpoint) = (entra.authority(), smtp.endpoint());
         let text = format!(

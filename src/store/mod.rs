@@ -6,6 +6,8 @@
 mod inbox;
 mod invites;
 mod queue;
+mod rotation;
+mod sealed;
 mod tokens;
 mod writer;
 
@@ -17,6 +19,7 @@ pub use tokens::StoredToken;
 pub use writer::Writer;
 
 use crate::address::Address;
+use crate::sealing::{self, Keyring, check_key_file};
 use crate::section::Section;
 use jiff::Timestamp;
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
@@ -43,11 +46,22 @@ const DEFAULT_PATH: &str = "/var/lib/outlook-relay/relay.db";
 pub struct Config {
     /// The SQLite file.
     pub path: PathBuf,
+    /// The file of the key that seals the tokens; absent: one that the relay makes beside the SQLite file.
+    pub key_file: Option<PathBuf>,
 }
 
 impl Config {
+    /// A store at `path`, with a key of its own beside it.
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), key_file: None }
+    }
+
     /// Reads `[store]`; a relative path is taken from the configuration's folder.
     pub fn read(section: &mut Section<'_>) -> Self {
+        let key_file = section.path_of("key_file");
+        if let Some(Err(mistake)) = key_file.as_deref().map(check_key_file) {
+            section.mistake("key_file", mistake);
+        }
         let url: String = section.get_or("url", format!("sqlite://{DEFAULT_PATH}"));
         let path = url.strip_prefix("sqlite:").map(|rest| rest.strip_prefix("//").unwrap_or(rest));
         let Some(path) = path.filter(|path| !path.is_empty() && !path.contains('?')) else {
@@ -57,9 +71,23 @@ impl Config {
                 "is not a store: write sqlite:///path/to/relay.db"
             };
             section.mistake("url", message);
-            return Self { path: PathBuf::from(DEFAULT_PATH) };
+            return Self::at(DEFAULT_PATH);
         };
-        Self { path: section.folder().join(path) }
+        let path = section.folder().join(path);
+        if path.extension().is_some_and(|ending| ending == "key" || ending == "lock") {
+            section.mistake("url", "ends like the files beside the store: give it another ending, like .db");
+        }
+        Self { path, key_file }
+    }
+
+    /// The folder of the SQLite file.
+    fn folder(&self) -> &Path {
+        self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    }
+
+    fn keyring(&self) -> Keyring {
+        let own = self.key_file.is_none();
+        Keyring::new(self.key_file.clone().unwrap_or_else(|| self.path.with_extension("key")), own)
     }
 }
 
@@ -127,6 +155,26 @@ pub enum Error {
     /// The writer has stopped: the daemon is shutting down.
     #[error("the store is closed: the daemon is shutting down")]
     Closed,
+    /// The key of the tokens is missing, another one, or cannot be made.
+    #[error(transparent)]
+    Key(#[from] sealing::Error),
+    /// A token cannot be opened.
+    #[error("the refresh token of {mailbox} cannot be opened")]
+    Sealed {
+        /// Whose it is.
+        mailbox: Address,
+        /// Why.
+        source: sealing::Error,
+    },
+    /// The key that is said to be lost is there.
+    #[error("{path}: the key of the stored tokens is there: rotate it without --lost")]
+    KeyNotLost {
+        /// Its file.
+        path: PathBuf,
+    },
+    /// Another process changes the key.
+    #[error("another process changes the store's key at the moment: try again when it is done")]
+    KeyBusy,
     /// A row does not make sense.
     #[error("the store holds a row that makes no sense ({what})")]
     Row {
@@ -183,6 +231,7 @@ impl serde::Serialize for QueueId {
 #[derive(Clone, Debug)]
 pub struct Store {
     readers: SqlitePool,
+    keys: Arc<Keyring>,
     writes: mpsc::Sender<writer::Job>,
     closing: CancellationToken,
     last_id: Arc<AtomicI64>,
@@ -192,33 +241,57 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the store, creating it (mode 0600) with its folder (0700) where absent, and brings its tables up to date.
-    /// Nothing is written until somebody runs the [`Writer`].
+    /// Opens the store, creating it (mode 0600) with its folder (0700) and the tokens' key where absent, and brings its
+    /// tables up to date. Nothing else is written until somebody runs the [`Writer`].
     ///
     /// # Errors
-    /// A folder or file that cannot be made, that is no database, or that a newer version wrote.
+    /// A folder or file that cannot be made, that is no database, or that a newer version wrote; a key that is missing
+    /// or another one than that of the stored tokens.
     pub async fn open(config: &Config) -> Result<(Self, Writer), Error> {
-        let path = &config.path;
-        create(path)?;
-        let opened = |source| Error::Open { path: path.clone(), source };
-        let mut connection = options(path).connect().await.map_err(opened)?;
-        migrator()
-            .run(&mut connection)
-            .await
-            .map_err(|source| Error::Migrate { path: path.clone(), source })?;
-        let readers = SqlitePoolOptions::new()
-            .max_connections(4)
-            .connect_with(options(path).pragma("query_only", "1"))
+        let (mut connection, keys) = connect(config).await?;
+        sealed::establish(config, &mut connection, &keys).await?;
+        Self::on(config, connection, keys).await
+    }
+
+    /// Opens a store that must be there already. The queue can be looked at without the tokens' key: who needs a token
+    /// hears of it then.
+    ///
+    /// # Errors
+    /// As [`Store::open`], and where there is none.
+    pub async fn open_existing(config: &Config) -> Result<(Self, Writer), Error> {
+        if !config.path.exists() {
+            return Err(Error::Absent { path: config.path.clone() });
+        }
+        let (mut connection, keys) = connect(config).await?;
+        match sealed::establish(config, &mut connection, &keys).await {
+            Ok(()) | Err(Error::Key(_)) => Self::on(config, connection, keys).await,
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn on(
+        config: &Config,
+        mut connection: SqliteConnection,
+        keys: Keyring,
+    ) -> Result<(Self, Writer), Error> {
+        let opened = |source| Error::Open { path: config.path.clone(), source };
+        let last: Option<i64> = sqlx::query_scalar("SELECT max(id) FROM message")
+            .fetch_one(&mut connection)
             .await
             .map_err(opened)?;
-        let last: Option<i64> =
-            sqlx::query_scalar("SELECT max(id) FROM message").fetch_one(&readers).await.map_err(opened)?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(4)
+            .connect_with(options(&config.path).pragma("query_only", "1"))
+            .await
+            .map_err(opened)?;
         let (writes, jobs) = mpsc::channel(1024);
         let closing = CancellationToken::new();
         let unwritable = writer::Unwritable::default();
-        let writer = Writer::new(connection, jobs, closing.clone(), unwritable.clone());
+        let keys = Arc::new(keys);
+        let writer = Writer::new(connection, keys.clone(), jobs, closing.clone(), unwritable.clone());
         let store = Self {
             readers,
+            keys,
             writes,
             closing,
             last_id: Arc::new(AtomicI64::new(last.unwrap_or_default())),
@@ -227,17 +300,6 @@ impl Store {
             unwritable,
         };
         Ok((store, writer))
-    }
-
-    /// Opens a store that must be there already.
-    ///
-    /// # Errors
-    /// As [`Store::open`], and where there is none.
-    pub async fn open_existing(config: &Config) -> Result<(Self, Writer), Error> {
-        if !config.path.exists() {
-            return Err(Error::Absent { path: config.path.clone() });
-        }
-        Self::open(config).await
     }
 
     /// Why the last write failed, if it did: a full disk, mostly.
@@ -319,6 +381,19 @@ impl Changes {
     }
 }
 
+/// The one connection that writes, with the tables up to date.
+async fn connect(config: &Config) -> Result<(SqliteConnection, Keyring), Error> {
+    let path = &config.path;
+    create(path)?;
+    let opened = |source| Error::Open { path: path.clone(), source };
+    let mut connection = options(path).connect().await.map_err(opened)?;
+    migrator(i64::MAX)
+        .run(&mut connection)
+        .await
+        .map_err(|source| Error::Migrate { path: path.clone(), source })?;
+    Ok((connection, config.keyring()))
+}
+
 /// SQLite's own recommendations for one writer and many readers: WAL, and a sync at each commit.
 fn options(path: &Path) -> SqliteConnectOptions {
     SqliteConnectOptions::new()
@@ -327,6 +402,8 @@ fn options(path: &Path) -> SqliteConnectOptions {
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
         .foreign_keys(true)
+        // A token that was replaced leaves nothing in its page. (ON would write each sent mail's pages once more.)
+        .pragma("secure_delete", "FAST")
         // The command line writes as well, briefly.
         .busy_timeout(Duration::from_secs(10))
         .disable_statement_logging()
@@ -366,16 +443,20 @@ pub(crate) fn create_private(path: &Path) -> std::io::Result<std::fs::File> {
 }
 
 /// The schema's history; rows are only ever added to the list.
-fn migrator() -> Migrator {
-    let migrations = [
-        (1, "start", include_str!("migrations/0001_start.sql")),
-        (3, "invitations", include_str!("migrations/0003_invitations.sql")),
-    ];
-    let migrations = migrations
-        .map(|(version, name, sql)| {
+const MIGRATIONS: [(i64, &str, &str); 3] = [
+    (1, "start", include_str!("migrations/0001_start.sql")),
+    (2, "sealed tokens", include_str!("migrations/0002_sealed_tokens.sql")),
+    (3, "invitations", include_str!("migrations/0003_invitations.sql")),
+];
+
+/// What brings the tables to a version; only tests want another than the newest.
+fn migrator(version: i64) -> Migrator {
+    let migrations = MIGRATIONS.iter().filter(|(known, ..)| *known <= version);
+    let migrations: Vec<_> = migrations
+        .map(|&(version, name, sql)| {
             Migration::new(version, name.into(), MigrationType::Simple, sql.into_sql_str(), false)
         })
-        .into();
+        .collect();
     Migrator::with_migrations(migrations)
 }
 
@@ -387,5 +468,7 @@ fn timestamp(millis: i64) -> Timestamp {
     Timestamp::from_millisecond(millis).unwrap_or(if millis < 0 { Timestamp::MIN } else { Timestamp::MAX })
 }
 
+#[cfg(test)]
+mod sealed_tests;
 #[cfg(test)]
 mod tests;

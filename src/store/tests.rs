@@ -17,7 +17,7 @@ struct Opened {
 
 async fn open() -> Opened {
     let folder = tempfile::tempdir().unwrap();
-    let config = Config { path: folder.path().join("deeper/relay.db") };
+    let config = Config::at(folder.path().join("deeper/relay.db"));
     let (store, writer) = Store::open(&config).await.unwrap();
     Opened { store, writing: tokio::spawn(writer.run()), config, _folder: folder }
 }
@@ -81,7 +81,7 @@ async fn the_file_is_private_and_its_folder_is_made() {
     let folder = opened.config.path.parent().unwrap();
     assert_eq!(std::fs::metadata(folder).unwrap().permissions().mode() & 0o777, 0o700);
     let files: Vec<_> = std::fs::read_dir(folder).unwrap().map(Result::unwrap).collect();
-    assert!(files.len() >= 2, "the database and its log");
+    assert!(files.len() >= 3, "the database, its log and the key");
     for file in files {
         assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", file.path());
     }
@@ -149,7 +149,7 @@ async fn an_interrupted_attempt_is_unknown_after_the_restart() {
 #[tokio::test]
 async fn one_bad_write_does_not_fail_the_others_of_its_commit() {
     let folder = tempfile::tempdir().unwrap();
-    let config = Config { path: folder.path().join("relay.db") };
+    let config = Config::at(folder.path().join("relay.db"));
     let (store, writer) = Store::open(&config).await.unwrap();
     let twice = message(&store, &["a@x.test"]);
     let other = message(&store, &["b@x.test"]);
@@ -185,9 +185,11 @@ async fn a_rotated_token_replaces_the_last_one_but_never_a_newer_consent() {
     assert!(!changes.seen().await.unwrap());
     store.keep_token(&john(), token("first", 0)).await.unwrap();
     assert!(changes.seen().await.unwrap());
-    store.keep_token(&john(), token("rotated", 0)).await.unwrap();
+    let rotated = |secret| StoredToken { refreshed_at: Some(at(1)), ..token(secret, 0) };
+    store.keep_token(&john(), rotated("rotated")).await.unwrap();
+    assert_eq!(store.token(&john()).await.unwrap().unwrap().refresh_token.expose_secret(), "rotated");
     store.keep_token(&john(), token("consented anew", 10)).await.unwrap();
-    store.keep_token(&john(), token("rotation of the old one, late", 0)).await.unwrap();
+    store.keep_token(&john(), rotated("rotation of the old one, late")).await.unwrap();
     let kept = store.token(&john()).await.unwrap().unwrap();
     assert_eq!(kept.refresh_token.expose_secret(), "consented anew");
     assert_eq!(store.consents().await.unwrap(), [(john(), at(10))]);
@@ -234,15 +236,12 @@ async fn the_ledger_remembers_what_was_found_and_what_was_pushed() {
 async fn a_store_that_cannot_be_made_says_which_and_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("file"), "x").unwrap();
-    let config = Config { path: folder.path().join("file/relay.db") };
+    let config = Config::at(folder.path().join("file/relay.db"));
     let error = Store::open(&config).await.unwrap_err().to_string();
     assert!(error.contains("file/relay.db") && error.contains("[store] url"), "{error}");
     let text = folder.path().join("text.db");
     std::fs::write(&text, "this is no database, but long enough to be looked at as one".repeat(30)).unwrap();
-    assert!(matches!(
-        Store::open(&Config { path: text }).await,
-        Err(Error::Open { .. } | Error::Migrate { .. })
-    ));
+    assert!(matches!(Store::open(&Config::at(text)).await, Err(Error::Open { .. } | Error::Migrate { .. })));
 }
 
 #[test]

@@ -1,11 +1,12 @@
-//! The tokens' rows: one refresh token for each mailbox whose owner consented. No statement deletes one.
+//! The tokens' rows: one refresh token, sealed, for each mailbox whose owner consented. No statement deletes one.
 
 use super::queue::address;
 use super::writer::Write;
-use super::{Error, Store, millis, timestamp};
+use super::{Error, Store, millis, sealed, timestamp};
 use crate::address::Address;
+use crate::sealing::{self, Keyring};
 use jiff::Timestamp;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use sqlx::SqliteConnection;
 
 /// What is kept of a consent. Tenant and client stand beside the refresh token: with others it would be refused.
@@ -19,12 +20,18 @@ pub struct StoredToken {
     pub refresh_token: SecretString,
     /// When the owner consented, or the token was taken over. Tells a new consent from a rotation.
     pub consented_at: Timestamp,
-    /// When it was last replaced by Microsoft.
+    /// When it was last replaced by Microsoft; `None`: not since the consent.
     pub refreshed_at: Option<Timestamp>,
 }
 
+/// Tenant, client id, sealed token, consented at, refreshed at.
+type Row = (String, String, Vec<u8>, i64, Option<i64>);
+
 impl Store {
-    /// Keeps a refresh token in place of the one before: it is on disk when this returns.
+    /// Keeps a refresh token in place of the one before: it is on disk, sealed, when this returns.
+    ///
+    /// A new consent (`refreshed_at` is `None`) always replaces what is there, whatever the clock says: it then counts
+    /// from just after the one before. A rotation replaces only the token of its own consent, never a newer one.
     ///
     /// # Errors
     /// The disk's; then the one before is still there, and the access token that came with the new one must not be used.
@@ -35,19 +42,24 @@ impl Store {
     /// The refresh token of a mailbox.
     ///
     /// # Errors
-    /// The disk's.
+    /// The disk's, and a token whose key is not there or that was changed ([`Error::Sealed`]).
     pub async fn token(&self, mailbox: &Address) -> Result<Option<StoredToken>, Error> {
-        let row: Option<(String, String, String, i64, Option<i64>)> = sqlx::query_as(
-            "SELECT tenant, client_id, refresh_token, consented_at, refreshed_at FROM token WHERE mailbox = $1",
+        let row: Option<Row> = sqlx::query_as(
+            "SELECT tenant, client_id, sealed, consented_at, refreshed_at FROM token WHERE mailbox = $1",
         )
         .bind(mailbox.as_str())
         .fetch_optional(&self.readers)
         .await
         .map_err(|source| Error::Read { operation: "a token", source })?;
-        Ok(row.map(|(tenant, client_id, refresh_token, consented_at, refreshed_at)| StoredToken {
+        let Some((tenant, client_id, sealed, consented_at, refreshed_at)) = row else {
+            return Ok(None);
+        };
+        let refresh_token = opened(&self.keys, mailbox, &sealed)
+            .map_err(|source| Error::Sealed { mailbox: mailbox.clone(), source })?;
+        Ok(Some(StoredToken {
             tenant,
             client_id,
-            refresh_token: SecretString::from(refresh_token),
+            refresh_token,
             consented_at: timestamp(consented_at),
             refreshed_at: refreshed_at.map(timestamp),
         }))
@@ -70,21 +82,32 @@ pub(super) async fn apply(
     mailbox: &Address,
     token: &StoredToken,
     connection: &mut SqliteConnection,
+    keys: &Keyring,
 ) -> Result<(), sqlx::Error> {
+    let key = sealed::key(connection, keys).await?;
+    let sealed = key.seal(rand::random(), mailbox, &token.refresh_token);
+    let sealed = sealed.map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
     sqlx::query(
-        "INSERT INTO token (mailbox, tenant, client_id, refresh_token, consented_at, refreshed_at) \
+        "INSERT INTO token (mailbox, tenant, client_id, sealed, consented_at, refreshed_at) \
          VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (mailbox) DO UPDATE SET tenant = excluded.tenant, \
-         client_id = excluded.client_id, refresh_token = excluded.refresh_token, \
-         consented_at = excluded.consented_at, refreshed_at = excluded.refreshed_at \
-         WHERE excluded.consented_at >= token.consented_at",
+         client_id = excluded.client_id, sealed = excluded.sealed, refreshed_at = excluded.refreshed_at, \
+         consented_at = CASE WHEN excluded.refreshed_at IS NULL AND excluded.consented_at <= token.consented_at \
+         THEN token.consented_at + 1 ELSE excluded.consented_at END \
+         WHERE excluded.refreshed_at IS NULL OR excluded.consented_at >= token.consented_at",
     )
     .bind(mailbox.as_str())
     .bind(&token.tenant)
     .bind(&token.client_id)
-    .bind(token.refresh_token.expose_secret())
+    .bind(sealed)
     .bind(millis(token.consented_at))
     .bind(token.refreshed_at.map(millis))
     .execute(connection)
     .await
     .map(drop)
+}
+
+fn opened(keys: &Keyring, mailbox: &Address, sealed: &[u8]) -> Result<SecretString, sealing::Error> {
+    let tampered = || sealing::Error::Tampered { mailbox: mailbox.clone() };
+    let id = sealing::key_id(sealed).ok_or_else(tampered)?;
+    keys.key(id)?.open(mailbox, sealed)
 }

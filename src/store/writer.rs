@@ -7,6 +7,7 @@ use super::queue::QueueWrite;
 use super::tokens::StoredToken;
 use super::{Error, inbox, invites, queue, tokens};
 use crate::address::Address;
+use crate::sealing::Keyring;
 use sqlx::SqliteConnection;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{mpsc, oneshot};
@@ -34,10 +35,10 @@ impl Write {
         }
     }
 
-    async fn apply(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    async fn apply(&self, connection: &mut SqliteConnection, keys: &Keyring) -> Result<(), sqlx::Error> {
         match self {
             Self::Queue(write) => queue::apply(write, connection).await,
-            Self::Token(mailbox, token) => tokens::apply(mailbox, token, connection).await,
+            Self::Token(mailbox, token) => tokens::apply(mailbox, token, connection, keys).await,
             Self::Inbox(write) => inbox::apply(write, connection).await,
             Self::Invite(write) => invites::apply(write, connection).await,
         }
@@ -55,6 +56,7 @@ pub(super) struct Job {
 #[derive(Debug)]
 pub struct Writer {
     connection: SqliteConnection,
+    keys: Arc<Keyring>,
     jobs: mpsc::Receiver<Job>,
     closing: CancellationToken,
     unwritable: Unwritable,
@@ -66,23 +68,26 @@ pub(super) type Unwritable = Arc<Mutex<Option<String>>>;
 impl Writer {
     pub(super) fn new(
         connection: SqliteConnection,
+        keys: Arc<Keyring>,
         jobs: mpsc::Receiver<Job>,
         closing: CancellationToken,
         unwritable: Unwritable,
     ) -> Self {
-        Self { connection, jobs, closing, unwritable }
+        Self { connection, keys, jobs, closing, unwritable }
     }
 
     /// Writes until the store is closed, or every [`super::Store`] dropped, and all that was handed in is on disk.
     pub async fn run(mut self) {
         let mut batch = Vec::with_capacity(MOST_TOGETHER);
         while self.next(&mut batch).await > 0 {
-            if let Err(error) = commit(&mut self.connection, batch.iter().map(|job| &job.write)).await {
+            if let Err(error) =
+                commit(&mut self.connection, &self.keys, batch.iter().map(|job| &job.write)).await
+            {
                 tracing::debug!(error = %crate::failure::chain(&error), together = batch.len(), "commit failed");
                 // One bad write must not fail the others: each gets a transaction, and an answer, of its own.
                 for job in batch.drain(..) {
                     let operation = job.write.operation();
-                    let written = commit(&mut self.connection, std::iter::once(&job.write)).await;
+                    let written = commit(&mut self.connection, &self.keys, std::iter::once(&job.write)).await;
                     self.note(written.as_ref().err());
                     drop(job.done.send(written.map_err(|source| Error::Write { operation, source })));
                 }
@@ -119,12 +124,13 @@ impl Writer {
 
 async fn commit<'w>(
     connection: &mut SqliteConnection,
+    keys: &Keyring,
     writes: impl Iterator<Item = &'w Write>,
 ) -> Result<(), sqlx::Error> {
     sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await?;
     let written = async {
         for write in writes {
-            write.apply(connection).await?;
+            write.apply(connection, keys).await?;
         }
         sqlx::query("COMMIT").execute(&mut *connection).await.map(drop)
     }

@@ -44,7 +44,7 @@ impl Relay {
     async fn with_mailboxes(config: Config, mailboxes: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("relay.db");
-        let (store, writer) = Store::open(&store::Config { path }).await.unwrap();
+        let (store, writer) = Store::open(&store::Config::at(path)).await.unwrap();
         let writer = tokio::spawn(writer.run());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

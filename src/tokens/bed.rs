@@ -56,7 +56,7 @@ pub(super) fn http() -> reqwest::Client {
 
 /// A store with john's refresh token, whose writer runs only when the test says so.
 pub(super) async fn store(folder: &Path, token: Option<StoredToken>) -> (Store, Writer) {
-    let config = store::Config { path: folder.join("relay.db") };
+    let config = store::Config::at(folder.join("relay.db"));
     let (first, writer) = Store::open(&config).await.unwrap();
     let writer = tokio::spawn(writer.run());
     if let Some(token) = token {

@@ -260,6 +260,12 @@ fn checked(stored: Option<StoredToken>, mailbox: &Mailbox) -> Result<StoredToken
 
 /// The store's trouble, in the words of a mailbox's.
 fn store_failure(error: &store::Error) -> Failure {
+    if let store::Error::Sealed { mailbox, .. } = error {
+        let advice = format!(
+            "put the store's key back from a backup and restart, or run `outlook-relay connect {mailbox}`; nothing was deleted"
+        );
+        return Failure::new(Class::Administrator, "sealed", chain(error)).advise(advice);
+    }
     Failure::new(Class::Transient, "store", chain(error)).advise(
         "check the disk of the store: a token that cannot be kept is not used, since losing it would cost the consent",
     )

@@ -238,5 +238,18 @@ mod tests {
             prop_assert!(refresh < usable_until(NOW, lifetime));
             prop_assert!(usable_until(NOW, lifetime) < clock::after(NOW, lifetime));
         }
+
+        /// Refresh tokens die after 90 days without use. A keeper goes by this alone, whether anybody asks or not: so
+        /// no mailbox, however idle, is refreshed less often than daily, whatever Microsoft says of the lifetime.
+        #[test]
+        fn every_mailbox_is_refreshed_at_least_daily(expires_in: i64, random in 0.0..1.0, tries: u32) {
+            let day = Duration::from_secs(24 * 3600);
+            let lifetime = lifetime(Some(&json!(expires_in)));
+            prop_assert!(next_refresh(NOW, lifetime, random) <= clock::after(NOW, day));
+            for class in [Class::Transient, Class::Rate, Class::Consent, Class::Administrator] {
+                let failure = Failure::new(class, "", "").wait(Duration::MAX);
+                prop_assert!(retry_in(&failure, tries, random) < day, "a failure puts it off by less than a day");
+            }
+        }
     }
 }

@@ -114,6 +114,67 @@ async fn tokens_are_refreshed_ahead_of_expiry_unasked() {
 }
 
 #[tokio::test]
+async fn an_idle_mailbox_is_refreshed_daily_though_nobody_ever_asks() {
+    // The longest lifetime that is believed; Microsoft's are 60 to 90 minutes.
+    let longest = || {
+        let answer =
+            json!({"access_token": "access-secret", "refresh_token": "refresh-secret", "expires_in": 1e9});
+        Answer::json(200, &answer)
+    };
+    let answers = (0..4).map(|_| longest());
+    let bed = Bed::start(Some(stored("refresh-0-secret", CONSENT)), answers).await;
+    let mut last = None;
+    for day in 1..=4 {
+        eventually("the day's refresh", || bed.state().refreshed_at > last).await;
+        assert_eq!(bed.endpoint.requests().len(), day);
+        last = bed.state().refreshed_at;
+        pass(Duration::from_secs(24 * 3600)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_consent_that_comes_during_a_refresh_is_kept_and_used_next() {
+    let bed = Bed::start(Some(stored("refresh-0-secret", CONSENT)), []).await;
+    bed.endpoint.hold();
+    bed.requests(1).await;
+    bed.store.keep_token(&john(), stored("refresh-new-secret", CONSENT + 1)).await.unwrap();
+    bed.tokens.reload().await.unwrap();
+    assert_eq!(bed.endpoint.requests().len(), 1, "not while the other one is under way");
+    bed.endpoint.gate.add_permits(1);
+    bed.requests(2).await;
+    assert_eq!(bed.endpoint.requests()[1]["refresh_token"], "refresh-new-secret");
+    bed.endpoint.gate.add_permits(1);
+    assert_eq!(bed.endpoint.script.lock().unwrap().most_in_flight, 1);
+    // A keeper that is told to stop commits first.
+    bed.soft.cancel();
+    let store = bed.store.clone();
+    bed.keeper.await.unwrap();
+    let kept = store.token(&john()).await.unwrap().unwrap();
+    assert_eq!(kept.refresh_token.expose_secret(), "refresh-2-secret");
+}
+
+#[tokio::test]
+async fn a_token_whose_key_is_gone_is_the_administrators_and_is_not_deleted() {
+    let bed = Bed::start(None, []).await;
+    let key = bed.folder.path().join("relay.key");
+    bed.store.keep_token(&john(), stored("refresh-0-secret", CONSENT)).await.unwrap();
+    std::fs::remove_file(key).unwrap();
+    store::Store::replace_lost_key(&store::Config::at(bed.folder.path().join("relay.db"))).await.unwrap();
+    let (store, writer) = Store::open(&store::Config::at(bed.folder.path().join("relay.db"))).await.unwrap();
+    tokio::spawn(writer.run());
+    let (tokens, keepers) = Tokens::new(std::slice::from_ref(&bed.mailbox), store.clone(), http());
+    for keeper in keepers {
+        tokio::spawn(keeper.run(bed.soft.clone()));
+    }
+    let failure = tokens.access_token(&john()).await.unwrap_err();
+    assert_eq!((failure.class, failure.code.as_str()), (Class::Administrator, "sealed"));
+    assert!(failure.advice.contains("backup") && failure.advice.contains("connect john@contoso.com"));
+    store.keep_token(&john(), stored("refresh-anew-secret", CONSENT + 1)).await.unwrap();
+    tokens.reload().await.unwrap();
+    assert!(tokens.access_token(&john()).await.is_ok());
+}
+
+#[tokio::test]
 async fn a_dead_consent_is_said_at_once_and_a_new_one_used_at_once() {
     let answers = [Answer::error(400, "invalid_grant", 700_082)];
     let bed = Bed::start(Some(stored("refresh-0-secret", CONSENT)), answers).await;
