@@ -96,8 +96,13 @@ async fn accept<H, F>(
     }
 }
 
-/// Ports of 127.0.0.1 that were free a moment ago, for programs that cannot be given port 0.
+/// Ports of 127.0.0.1 that were free a moment ago, for programs that cannot be given port 0. They lie below those that
+/// Linux gives to port 0 and to outgoing connections, so that none of the many here takes one before the program does.
 pub fn free_ports<const N: usize>() -> [u16; N] {
-    let listeners = [(); N].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let listeners = [(); N].map(|()| {
+        std::iter::repeat_with(|| rand::random_range(20_000..32_000_u16))
+            .find_map(|port| std::net::TcpListener::bind(("127.0.0.1", port)).ok())
+            .unwrap()
+    });
     listeners.map(|listener| listener.local_addr().unwrap().port())
 }
