@@ -282,20 +282,21 @@ pub(super) async fn apply(write: &InboxWrite, connection: &mut SqliteConnection)
             .bind(millis(*at))
             .execute(&mut *connection)
             .await?;
-            for uid in uids {
-                sqlx::query(
-                    "INSERT INTO received (mailbox, folder, uidvalidity, uid, state, tries, next_try_at, found_at, \
-                     changed_at) VALUES ($1, $2, $3, $4, 'waiting', 0, $5, $5, $5) ON CONFLICT DO NOTHING",
-                )
-                .bind(mailbox.as_str())
-                .bind(folder)
-                .bind(i64::from(mark.uidvalidity))
-                .bind(i64::from(*uid))
-                .bind(millis(*at))
-                .execute(&mut *connection)
-                .await?;
-            }
-            Ok(())
+            // In one statement: an inbox with a hundred thousand unread messages must not keep SMTP waiting.
+            let uids = serde_json::to_string(uids).map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
+            sqlx::query(
+                "INSERT INTO received (mailbox, folder, uidvalidity, uid, state, tries, next_try_at, found_at, \
+                 changed_at) SELECT $1, $2, $3, value, 'waiting', 0, $4, $4, $4 FROM json_each($5) WHERE true \
+                 ON CONFLICT DO NOTHING",
+            )
+            .bind(mailbox.as_str())
+            .bind(folder)
+            .bind(i64::from(mark.uidvalidity))
+            .bind(millis(*at))
+            .bind(uids)
+            .execute(&mut *connection)
+            .await
+            .map(drop)
         }
         InboxWrite::Push { mailbox, folder, uidvalidity, uid, update } => {
             let tried = i64::from(update.state == PushState::Pushing);
