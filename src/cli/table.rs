@@ -1,9 +1,14 @@
 //! Tables for people.
 
+/// The longest cell that is shown whole. A message's From may have millions of characters, and padding over 65,535
+/// panics.
+const WIDEST: usize = 1000;
+
 /// Rows under their headings, columns padded; the last column is not.
 pub(super) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| cut(cell)).collect()).collect();
     let mut widths: Vec<usize> = headings.iter().map(|heading| heading.chars().count()).collect();
-    for row in rows {
+    for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
@@ -37,6 +42,13 @@ pub(super) fn wrap(text: &str, width: usize, indent: usize) -> String {
     wrapped
 }
 
+fn cut(cell: &str) -> String {
+    match cell.char_indices().nth(WIDEST) {
+        Some((end, _)) => format!("{}…", cell.get(..end).unwrap_or_default()),
+        None => cell.to_owned(),
+    }
+}
+
 /// A time as people compare it: to the second, UTC.
 pub(super) fn time(at: jiff::Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%SZ").to_string()
@@ -66,5 +78,12 @@ mod tests {
     fn columns_line_up() {
         let rows = vec![vec!["a".to_owned(), "long cell".to_owned(), "x".to_owned()]];
         assert_eq!(table(&["id", "b", "end"], &rows), "id  b          end\na   long cell  x");
+    }
+
+    #[test]
+    fn a_cell_without_end_is_cut() {
+        let rows = vec![vec!["ä".repeat(70_000), "x".to_owned()]];
+        let shown = table(&["from", "end"], &rows);
+        assert!(shown.ends_with(&format!("\n{}…  x", "ä".repeat(WIDEST))));
     }
 }
