@@ -136,6 +136,16 @@ pub enum Error {
         /// Why.
         source: MigrateError,
     },
+    /// The file has tables that this version does not know.
+    #[error(
+        "{path}: a newer version of outlook-relay wrote this store (its migration {version}): install that version again"
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// The migration's number.
+        version: i64,
+    },
     /// A read failed.
     #[error("the store could not be read ({operation})")]
     Read {
@@ -387,10 +397,10 @@ async fn connect(config: &Config) -> Result<(SqliteConnection, Keyring), Error> 
     create(path)?;
     let opened = |source| Error::Open { path: path.clone(), source };
     let mut connection = options(path).connect().await.map_err(opened)?;
-    migrator(i64::MAX)
-        .run(&mut connection)
-        .await
-        .map_err(|source| Error::Migrate { path: path.clone(), source })?;
+    migrator(i64::MAX).run(&mut connection).await.map_err(|source| match source {
+        MigrateError::VersionMissing(version) => Error::Newer { path: path.clone(), version },
+        source => Error::Migrate { path: path.clone(), source },
+    })?;
     Ok((connection, config.keyring()))
 }
 

@@ -316,3 +316,15 @@ async fn a_row_that_makes_no_sense_holds_up_no_other() {
     let to_push = store.to_push(&john(), "INBOX", 7, at(0), 10).await.unwrap();
     assert_eq!(to_push.iter().map(|received| received.uid).collect::<Vec<_>>(), [2]);
 }
+
+#[tokio::test]
+async fn a_newer_versions_store_is_said() {
+    let Opened { store, writing, config, _folder } = open().await;
+    store.close().await;
+    writing.await.unwrap();
+    let mut database = options(&config.path).connect().await.unwrap();
+    let newer = "INSERT INTO _sqlx_migrations VALUES (99, 'later', '2030-01-01', 1, x'00', 1)";
+    sqlx::query(newer).execute(&mut database).await.unwrap();
+    let error = Store::open(&config).await.map(drop).unwrap_err();
+    assert!(matches!(error, Error::Newer { version: 99, .. }), "{error:?}");
+}
