@@ -267,9 +267,11 @@ async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
     })
 }
 
-/// Only one daemon may work on a store: two would send everything twice, and refresh tokens at the same time. `None`:
-/// one does already.
+/// Only one daemon may work on a store, by whatever name: two would send everything twice, and refresh tokens at the same
+/// time. `None`: one does already.
 pub(crate) fn lock(store: &Path) -> anyhow::Result<Option<File>> {
+    // A store that is not there yet has no other name.
+    let store = &store.canonicalize().unwrap_or_else(|_| store.to_owned());
     let path = store.with_extension("lock");
     let file =
         store::create_private(&path).with_context(|| format!("{}: cannot be created", path.display()))?;

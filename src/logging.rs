@@ -44,6 +44,8 @@ pub fn start() {
         .with_env_filter(filter)
         .with_target(false)
         .with_writer(std::io::stderr)
+        // It would say so on stderr, and panic since it cannot: a full disk or a reader that is gone must not end us.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal());
     let started = if std::env::var_os("JOURNAL_STREAM").is_some() {
         builder.without_time().try_init()

@@ -50,6 +50,37 @@ async fn sigterm_lets_an_attempt_under_way_come_to_its_end() {
 }
 
 #[tokio::test]
+async fn a_log_that_cannot_be_written_does_not_end_it() {
+    let world = World::start().await;
+    let config = company::config(&world);
+    company::connect(&world, &config).await;
+    let mut relay = tokio::process::Command::new(env!("CARGO_BIN_EXE_outlook-relay"))
+        .args(["run", "-c"])
+        .arg(config.write())
+        .stderr(std::fs::File::options().write(true).open("/dev/full").unwrap())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let sent = async {
+        let mut client = loop {
+            match SmtpClient::try_connect(config.submission).await {
+                Some(client) => break client,
+                None => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        };
+        client.try_send(BOUNCE, &["a@x.test"], &message(JOHN, "a@x.test", "1@t", "Hi")).await
+    };
+    let reply = tokio::time::timeout(SOON, sent).await.expect("the daemon").expect("a reply");
+    assert_eq!(reply.code, 250, "{reply:?}");
+    until(SOON, "the mail", || world.smtp.count() == 1).await;
+    assert_eq!(relay.try_wait().unwrap(), None);
+    let pid = relay.id().unwrap().to_string();
+    assert!(std::process::Command::new("kill").arg(pid).status().unwrap().success());
+    let ended = tokio::time::timeout(SOON, relay.wait()).await.expect("its end").unwrap();
+    assert_eq!(ended.code(), Some(0));
+}
+
+#[tokio::test]
 async fn systemd_is_told_when_it_is_ready_and_when_it_stops() {
     let world = World::start().await;
     let mut config = company::config(&world);
@@ -90,6 +121,14 @@ async fn a_port_in_use_and_a_store_in_use_are_said_in_one_line() {
     let third = other.cli(&["run"]).await;
     assert_eq!(third.code, Some(1));
     assert!(third.stderr.contains("another outlook-relay works on this store"), "{}", third.stderr);
+
+    // The same by another name.
+    let link = other.dir().join("link.db");
+    std::os::unix::fs::symlink(config.dir().join("relay.db"), &link).unwrap();
+    other.text("store", "url", &format!("sqlite://{}", link.display()));
+    let fourth = other.cli(&["run"]).await;
+    assert_eq!(fourth.code, Some(1));
+    assert!(fourth.stderr.contains("another outlook-relay works on this store"), "{}", fourth.stderr);
 }
 
 #[tokio::test]
