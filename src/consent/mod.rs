@@ -281,9 +281,10 @@ pub async fn take_over(
     refresh_token: SecretString,
     now: Timestamp,
 ) -> Result<Timestamp, store::Error> {
-    let before = store.token(mailbox.address()).await?;
-    let after =
-        before.and_then(|before| before.consented_at.checked_add(SignedDuration::from_millis(1)).ok());
+    // Not the token before: its key may be lost, which is what a new consent mends.
+    let consents = store.consents().await?;
+    let before = consents.into_iter().find(|(address, _)| address == mailbox.address());
+    let after = before.and_then(|(_, before)| before.checked_add(SignedDuration::from_millis(1)).ok());
     let consented_at = after.map_or(now, |after| after.max(now));
     let microsoft = &mailbox.config.microsoft;
     let token = StoredToken {

@@ -86,8 +86,9 @@ impl Config {
     }
 
     fn keyring(&self) -> Keyring {
-        let own = self.key_file.is_none();
-        Keyring::new(self.key_file.clone().unwrap_or_else(|| self.path.with_extension("key")), own)
+        // Beside the store itself, by whatever name it was opened.
+        let beside = || self.path.canonicalize().unwrap_or_else(|_| self.path.clone()).with_extension("key");
+        Keyring::new(self.key_file.clone().unwrap_or_else(beside), self.key_file.is_none())
     }
 }
 
