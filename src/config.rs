@@ -127,7 +127,9 @@ mod tests {
     /// Parses a configuration beside which every secret that it may name exists.
     fn parse(text: &str) -> Parsed<Config> {
         let folder = tempfile::tempdir().unwrap();
-        for secret in ["client-secret", "other-secret", "odoo-password", "submission-password"] {
+        for secret in
+            ["client-secret", "other-secret", "odoo-password", "submission-password", "admin-password"]
+        {
             let path = folder.path().join(secret);
             std::fs::write(&path, "a secret\n").unwrap();
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();

@@ -5,6 +5,7 @@
 
 use crate::admin::{self, Sources};
 use crate::config::Config;
+use crate::consent::Consents;
 use crate::delivery::Worker;
 use crate::doctor::Doctor;
 use crate::fetch::Inbox;
@@ -116,6 +117,7 @@ async fn start(
 
     let mailboxes: Arc<[Arc<Mailbox>]> = config.mailboxes.iter().cloned().map(Mailbox::new).collect();
     let gateway = config.odoo.gateway.clone().map(|gateway| Gateway::new(gateway, http.clone()));
+    let consents = Consents::new(&mailboxes, store.clone(), http.clone());
     let (tokens, keepers) = Tokens::new(&mailboxes, store.clone(), http.clone());
     let odoo = config.odoo.gateway.as_ref();
     let doctor = Doctor::new(mailboxes.clone(), tokens.clone(), odoo, &http, tls.clone());
@@ -164,8 +166,11 @@ async fn start(
         store: store.clone(),
         doctor,
     };
-    let soft = tasks.soft.clone();
-    tasks.start("admin", async move { Ok(admin::serve(admin, sources, soft).await?) });
+    let (page, soft) = (config.admin.clone(), tasks.soft.clone());
+    tasks.start("admin", async move {
+        admin::serve(admin, page, sources, consents, soft).await;
+        Ok(())
+    });
     let intake = Intake::new(config.routes(), store.clone());
     let listener = Listener::new(&config.submission, submission, intake)?;
     let soft = tasks.soft.clone();

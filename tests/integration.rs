@@ -1,6 +1,7 @@
 //! Everything that users rely on, tested from outside: the real binary, real sockets, real files, real servers.
 #![expect(clippy::unwrap_used, reason = "test code: a failure here must stop the test")]
 
+mod browser;
 mod commands;
 mod company;
 mod components;
@@ -13,6 +14,7 @@ mod faults;
 mod incoming;
 mod odoo_client;
 mod outgoing;
+mod page;
 mod sealing;
 #[path = "support/selftest/mod.rs"]
 mod selftest;

@@ -1,34 +1,75 @@
-//! What people and monitoring ask the running daemon over HTTP, on loopback: its status, and whether it is healthy.
+//! What browsers and monitoring ask the daemon over HTTP: the administrator's page, the pages on which a mailbox's owner
+//! consents, status, health and metrics.
+//!
+//! It listens on loopback only; a reverse proxy may pass `public_url` on to it. Every request passes [`door`] first.
+//!
+//! | path | for |
+//! | --- | --- |
+//! | `/`, `/connect/…`, `/test/…`, `/logout` | who gave the password; where there is none, who sits on this machine |
+//! | `/login` | everybody, a few times a minute |
+//! | `/invite/…`, `/microsoft_outlook/confirm` | everybody: the link, or Microsoft's `state`, is the right |
+//! | `/status`, `/metrics`, `/doctor` | programs on this machine, and who gave the password |
+//! | `/healthz`, style sheet, script and icon | everybody |
 
+mod consent;
 mod doctor;
+mod door;
+mod frame;
+mod light;
+mod limiter;
+mod login;
+mod metrics;
+mod page;
+mod server;
+mod session;
 mod status;
 
 pub use doctor::PATH as DOCTOR;
-pub use status::{InboxStatus, MailboxStatus, Sources, Status};
+pub use status::{ConsentStatus, Direction, InboxStatus, LastFailure, MailboxStatus, Sources, Status};
 
+use crate::address::Address;
+use crate::clock;
+use crate::consent::Consents;
 use crate::failure::chain;
 use crate::section::Section;
-use axum::extract::{Request, State};
+use axum::extract::{Extension, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Response};
+use axum::response::{Html, IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use door::Asker;
+use frame::Reader;
+use jiff::Timestamp;
+use limiter::Limiter;
+use maud::html;
+use secrecy::SecretString;
+use session::Sessions;
+use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use url::Url;
 
-/// How long answers under way may take once a stop was asked for.
-const GRACE: Duration = Duration::from_secs(2);
+/// How long a request may be worked on. Longest is an examination of many mailboxes whose servers are silent.
+const WORK: Duration = Duration::from_secs(15 * 60);
+/// How long a request's body may take.
+const BODY: Duration = Duration::from_secs(10);
+/// Octets of a request's body: forms of a few fields.
+const MAX_BODY: usize = 8 * 1024;
 
 /// The `[admin]` section.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// Where it listens.
     pub listen: SocketAddr,
-    /// Where browsers reach it.
+    /// Where browsers reach it, without a slash at the end; `None`: on this machine only.
     pub public_url: Option<String>,
+    /// The administrator's password; `None`: the page is for this machine only.
+    pub password: Option<SecretString>,
 }
 
 impl Config {
@@ -38,73 +79,269 @@ impl Config {
         if !listen.ip().is_loopback() {
             section.mistake(
                 "listen",
-                "must be a loopback address, like \"127.0.0.1:8025\": the status is for this machine only",
+                "must be a loopback address, like \"127.0.0.1:8025\": for other machines, put a reverse proxy with TLS \
+                 in front and set public_url",
             );
         }
-        Self { listen, public_url: section.get("public_url") }
+        let public_url: Option<String> = section.get("public_url");
+        let public_url = public_url.and_then(|url| match public_origin(&url) {
+            Ok(url) => Some(url.origin().ascii_serialization()),
+            Err(mistake) => {
+                section.mistake("public_url", mistake);
+                None
+            }
+        });
+        Self { listen, public_url, password: section.secret_file("password_file") }
+    }
+
+    fn public_url(&self) -> Option<Url> {
+        self.public_url.as_deref().and_then(|url| public_origin(url).ok())
     }
 }
 
-/// Answers until `stop`. A connection on which nobody asks anything does not hold that up.
-///
-/// # Errors
-/// The listener's.
-pub async fn serve(listener: TcpListener, sources: Sources, stop: CancellationToken) -> std::io::Result<()> {
-    let router = Router::new()
+/// `public_url` as a URL, if it is one that can work.
+fn public_origin(text: &str) -> Result<Url, &'static str> {
+    let url = Url::parse(text)
+        .ok()
+        .filter(|url| url.has_host() && matches!(url.scheme(), "https" | "http"))
+        .ok_or("is not a URL, like \"https://odoo.example.com\"")?;
+    let is_bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
+    if !is_bare || !url.username().is_empty() || url.password().is_some() {
+        return Err("must be scheme and host alone, like \"https://odoo.example.com\"");
+    }
+    if url.scheme() == "http" && !url.host_str().is_some_and(door::is_local_name) {
+        return Err("must begin with https://: Microsoft sends nobody back to http, except to localhost");
+    }
+    Ok(url)
+}
+
+/// What all requests share.
+struct Admin {
+    config: Config,
+    sources: Sources,
+    consents: Consents,
+    sessions: Sessions,
+    tries: login::Tries,
+}
+
+/// Whether somebody may see and use the administrator's page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Access {
+    Granted,
+    /// The password first.
+    SignIn,
+    /// There is no password, and this is not somebody on this machine.
+    Closed,
+}
+
+impl Admin {
+    fn access(&self, asker: &Asker, now: Timestamp) -> Access {
+        match self.config.password {
+            Some(_) if self.sessions.is_signed_in(&asker.visitor, now) => Access::Granted,
+            Some(_) => Access::SignIn,
+            None if asker.direct => Access::Granted,
+            None => Access::Closed,
+        }
+    }
+
+    /// Whether a program may read status and metrics, and have doctor look. On this machine it needs no password, so that
+    /// the commands and monitoring work without one: nothing of it holds a secret or does harm. From elsewhere it does.
+    fn may_read(&self, asker: &Asker, now: Timestamp) -> bool {
+        asker.direct || self.access(asker, now) == Access::Granted
+    }
+
+    /// The answer to who may not use the page.
+    fn refuse(access: Access) -> Option<Response> {
+        match access {
+            Access::Granted => None,
+            Access::SignIn => Some(Redirect::to("/login").into_response()),
+            Access::Closed => Some(frame::message(
+                Reader::Guest,
+                StatusCode::FORBIDDEN,
+                "red",
+                "This page is closed",
+                &html! {
+                    p {
+                        "It has no password, so it opens only on the machine of the relay itself, as "
+                        code { "http://localhost" } ". To open it from elsewhere, set " code { "password_file" }
+                        " in " code { "[admin]" } " and start the relay again."
+                    }
+                },
+            )),
+        }
+    }
+
+    /// The mailbox that a path names, or the answer that there is none.
+    fn known(&self, named: &str) -> Result<Address, Box<Response>> {
+        let known =
+            |address: &Address| self.sources.mailboxes.iter().any(|mailbox| mailbox.address() == address);
+        Address::normalise(named).filter(known).ok_or_else(|| {
+            let text = html! { p { "It is not in the relay's configuration." } };
+            let status = StatusCode::NOT_FOUND;
+            Box::new(frame::message(Reader::Guest, status, "red", "There is no such mailbox", &text))
+        })
+    }
+
+    /// The answer to a form that did not come from a page that we sent to this browser.
+    fn refuse_forged(&self, asker: &Asker, form: &HashMap<String, String>) -> Option<Response> {
+        let token = form.get("csrf").map(String::as_str).unwrap_or_default();
+        (!self.sessions.is_csrf(&asker.visitor, token)).then(|| {
+            frame::message(
+                Reader::Guest,
+                StatusCode::FORBIDDEN,
+                "red",
+                "This form is not from here",
+                &html! {
+                    p {
+                        "It was not made for this browser, or the relay was restarted since, or cookies are off. Go back, "
+                        "reload the page and try again."
+                    }
+                },
+            )
+        })
+    }
+}
+
+/// Answers until `stop`.
+pub async fn serve(
+    listener: TcpListener,
+    config: Config,
+    sources: Sources,
+    consents: Consents,
+    stop: CancellationToken,
+) {
+    let admin = Arc::new(Admin {
+        config,
+        sources,
+        consents,
+        sessions: Sessions::new(rand::random()),
+        tries: Mutex::new([Limiter::default(); 2]),
+    });
+    server::serve(listener, router(admin), stop).await;
+}
+
+fn router(admin: Arc<Admin>) -> Router {
+    Router::new()
+        .route("/", get(front))
+        .route("/login", get(login::form).post(login::sign_in))
+        .route("/logout", post(login::sign_out))
+        .route("/connect/{mailbox}", post(consent::connect))
+        .route("/invite/{token}", get(consent::invitation).post(consent::accept))
+        .route("/microsoft_outlook/confirm", get(consent::confirm))
         .route("/status", get(status))
+        .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .route(DOCTOR, post(doctor::doctor))
-        .with_state(sources)
-        .layer(middleware::from_fn(only_local_names));
-    let serving = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
-    let grace_is_over = async {
-        stop.cancelled().await;
-        tokio::time::sleep(GRACE).await;
+        .route("/test/{mailbox}", post(doctor::test))
+        .route("/page.js", get(|| asset("text/javascript; charset=utf-8", include_str!("assets/page.js"))))
+        .route("/page.css", get(style))
+        .route("/icon.svg", get(icon))
+        .route("/invite/page.css", get(style))
+        .route("/invite/icon.svg", get(icon))
+        .fallback(nothing)
+        .layer(middleware::from_fn(in_bounds))
+        .layer(middleware::from_fn_with_state(admin.clone(), door::guard))
+        .with_state(admin)
+}
+
+/// Takes a request's body in, within bounds, before anybody works on it; and ends what takes too long.
+async fn in_bounds(request: Request, next: Next) -> Response {
+    let (head, body) = request.into_parts();
+    let body = match timeout(BODY, axum::body::to_bytes(body, MAX_BODY)).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(_)) => return (StatusCode::PAYLOAD_TOO_LARGE, "that is too much\n").into_response(),
+        Err(_) => return (StatusCode::REQUEST_TIMEOUT, "that took too long\n").into_response(),
     };
-    tokio::select! {
-        served = serving.into_future() => served,
-        () = grace_is_over => Ok(()),
+    match timeout(WORK, next.run(Request::from_parts(head, body.into()))).await {
+        Ok(response) => response,
+        Err(_) => (StatusCode::GATEWAY_TIMEOUT, "that took too long\n").into_response(),
     }
 }
 
-async fn status(State(sources): State<Sources>) -> Response {
-    match sources.gather().await {
+async fn front(State(admin): State<Arc<Admin>>, Extension(asker): Extension<Asker>) -> Response {
+    let now = clock::now();
+    if let Some(refused) = Admin::refuse(admin.access(&asker, now)) {
+        return refused;
+    }
+    match admin.sources.gather().await {
+        Ok(status) => {
+            let csrf = admin.sessions.csrf(&asker.visitor);
+            let page = page::page(&status, &csrf, admin.config.password.is_some(), now);
+            Html(page.into_string()).into_response()
+        }
+        Err(error) => frame::message(
+            Reader::Administrator,
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "red",
+            "The store cannot be read",
+            &html! { p { (chain(&error)) } p { "Check the disk of the store, and the log." } },
+        ),
+    }
+}
+
+async fn status(State(admin): State<Arc<Admin>>, Extension(asker): Extension<Asker>) -> Response {
+    if !admin.may_read(&asker, clock::now()) {
+        return not_for_you();
+    }
+    match admin.sources.gather().await {
         Ok(status) => Json(status).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, chain(&error)).into_response(),
     }
 }
 
-/// Whether the daemon works: that a mailbox is in trouble is no reason to restart it.
-async fn healthz(State(sources): State<Sources>) -> Response {
-    match sources.store.totals().await {
-        Ok(_) => match sources.store.unwritable() {
+async fn metrics(State(admin): State<Arc<Admin>>, Extension(asker): Extension<Asker>) -> Response {
+    let now = clock::now();
+    if !admin.may_read(&asker, now) {
+        return not_for_you();
+    }
+    match admin.sources.gather().await {
+        Ok(status) => {
+            ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::text(&status, now)).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, chain(&error)).into_response(),
+    }
+}
+
+fn not_for_you() -> Response {
+    (StatusCode::FORBIDDEN, "ask on the machine itself, without a proxy in between, or sign in first\n")
+        .into_response()
+}
+
+/// Whether the daemon works: that a mailbox is in trouble is no reason to restart it. For everybody, so it says no more.
+async fn healthz(State(admin): State<Arc<Admin>>) -> Response {
+    match admin.sources.store.totals().await {
+        Ok(_) => match admin.sources.store.unwritable() {
             None => "well\n".into_response(),
             Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("the store cannot be written: {why}\n"))
                 .into_response(),
         },
-        Err(error) => (StatusCode::SERVICE_UNAVAILABLE, chain(&error)).into_response(),
+        Err(error) => {
+            tracing::error!(error = %chain(&error), "the store cannot be read");
+            (StatusCode::SERVICE_UNAVAILABLE, "the store cannot be read: the log says why\n").into_response()
+        }
     }
 }
 
-/// Answers only those who asked for this machine by name: a page elsewhere, whose name was rebound to 127.0.0.1, asks
-/// for its own (DNS rebinding).
-async fn only_local_names(request: Request, next: Next) -> Response {
-    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    if is_local_name(host) {
-        next.run(request).await
-    } else {
-        (StatusCode::MISDIRECTED_REQUEST, "ask for this machine as 127.0.0.1 or localhost\n").into_response()
-    }
+async fn nothing() -> Response {
+    let text = html! { p { "Perhaps a part of the address is missing: copy the whole of it." } };
+    frame::message(Reader::Guest, StatusCode::NOT_FOUND, "amber", "There is no such page", &text)
 }
 
-fn is_local_name(host: &str) -> bool {
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        _ => host,
-    };
-    let address = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
-    name.eq_ignore_ascii_case("localhost")
-        || address.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+async fn style() -> Response {
+    asset("text/css; charset=utf-8", include_str!("assets/page.css")).await
+}
+
+async fn icon() -> Response {
+    asset("image/svg+xml", include_str!("assets/icon.svg")).await
+}
+
+async fn asset(kind: &'static str, text: &'static str) -> Response {
+    ([(header::CONTENT_TYPE, kind)], text).into_response()
+}
+
+/// The fields of a form (the URL standard's `application/x-www-form-urlencoded`), or of a query.
+fn fields(text: &[u8]) -> HashMap<String, String> {
+    url::form_urlencoded::parse(text).into_owned().collect()
 }
 
 #[cfg(test)]
@@ -112,14 +349,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_loopback_names_are_answered() {
-        for host in ["localhost", "LOCALHOST:8025", "127.0.0.1:8025", "127.0.0.2", "[::1]:8025", "[::1]"] {
-            assert!(is_local_name(host), "{host}");
+    fn a_public_url_is_an_origin_that_microsoft_can_send_people_back_to() {
+        for url in [
+            "https://odoo.example.com",
+            "https://odoo.example.com/",
+            "http://localhost:8025",
+            "http://127.0.0.1:80",
+        ] {
+            assert!(public_origin(url).is_ok(), "{url}");
         }
-        for host in
-            ["", "evil.example", "localhost.evil.example:8025", "127.0.0.1.evil.example", "10.0.0.1", "::1:x"]
-        {
-            assert!(!is_local_name(host), "{host}");
+        for (url, expected) in [
+            ("odoo.example.com", "not a URL"),
+            ("ftp://odoo.example.com", "not a URL"),
+            ("http://odoo.example.com", "https://"),
+            ("https://odoo.example.com/relay", "alone"),
+            ("https://odoo.example.com/?x", "alone"),
+            ("https://me:secret@odoo.example.com", "alone"),
+        ] {
+            assert!(public_origin(url).is_err_and(|error| error.contains(expected)), "{url}");
         }
     }
 }

@@ -3,15 +3,24 @@
 use crate::address::Address;
 use crate::clock;
 use crate::doctor::Doctor;
+use crate::failure::{Class, Failure};
 use crate::mailbox::{Lasting, Mailbox};
+use crate::microsoft::Grant;
 use crate::microsoft::expiry::{self, Warning};
+use crate::microsoft::smtp_replies::{self, Reply, Step};
 use crate::odoo::Gateway;
-use crate::store::{self, InboxLine, Store, Totals};
+use crate::store::{self, ConsentAge, FailedMessage, InboxLine, RefusedMessage, Store, Totals};
 use crate::tokens::{TokenState, Tokens};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How long Microsoft lets a refresh token live that nobody uses.
+const CONSENT_LASTS: Duration = Duration::from_secs(90 * 24 * 60 * 60);
+/// So many of the last failures are told.
+const LAST_FAILURES: u32 = 10;
 
 /// The whole status.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -34,6 +43,36 @@ pub struct Status {
     /// Why the store could not be written the last time, if it could not: then no mail is accepted, and none sent.
     #[serde(default)]
     pub store: Option<String>,
+    /// The messages of either direction that failed last and are not done with, newest first.
+    #[serde(default)]
+    pub last_failures: Vec<LastFailure>,
+}
+
+/// The last failure of a message.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LastFailure {
+    /// When.
+    pub at: Timestamp,
+    /// Which message: its id in the queue, or the Message-Id of a received one.
+    pub message: String,
+    /// The mailbox that it goes through, or lies in.
+    pub mailbox: String,
+    /// Which way it goes.
+    pub direction: Direction,
+    /// When it is tried again; `None`: given up, or (of a received one) at a time of the inbox's own.
+    pub next_attempt_at: Option<Timestamp>,
+    /// What failed.
+    pub failure: Failure,
+}
+
+/// Which way a message goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// From Odoo to Microsoft 365.
+    Outgoing,
+    /// From an inbox into Odoo.
+    Incoming,
 }
 
 /// One mailbox.
@@ -43,12 +82,40 @@ pub struct MailboxStatus {
     pub address: String,
     /// Its token.
     pub token: Option<TokenState>,
+    /// Its owner's consent; `None`: there is none, or it needs none.
+    #[serde(default)]
+    pub consent: Option<ConsentStatus>,
+    /// Whether the app itself signs in (`grant = "client_credentials"`), so that nobody has to consent.
+    #[serde(default)]
+    pub app_only: bool,
     /// Its part of the queue.
     pub queue: Totals,
     /// Its inbox; `None`: not watched.
     pub inbox: Option<InboxStatus>,
     /// What it is in trouble with: `token`, `sending`, `inbox`.
     pub troubles: BTreeMap<String, Lasting>,
+}
+
+/// A consent, which lasts for 90 days from its last use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsentStatus {
+    /// When it was given.
+    pub consented_at: Timestamp,
+    /// When the refresh token was last replaced; `None`: not yet.
+    pub refreshed_at: Option<Timestamp>,
+    /// Until when it lasts if nothing refreshes it.
+    pub lasts_until: Timestamp,
+}
+
+impl From<ConsentAge> for ConsentStatus {
+    fn from(age: ConsentAge) -> Self {
+        let used_at = age.refreshed_at.unwrap_or(age.consented_at);
+        Self {
+            consented_at: age.consented_at,
+            refreshed_at: age.refreshed_at,
+            lasts_until: clock::after(used_at, CONSENT_LASTS),
+        }
+    }
 }
 
 /// A mailbox's inbox.
@@ -91,8 +158,18 @@ impl Sources {
     pub async fn gather(&self) -> Result<Status, store::Error> {
         let totals: HashMap<Address, Totals> = self.store.totals().await?.into_iter().collect();
         let inboxes = self.store.inboxes().await?;
-        let mailboxes: Vec<MailboxStatus> =
+        let consents: HashMap<Address, ConsentAge> = self.store.consent_ages().await?.into_iter().collect();
+        let mut mailboxes: Vec<MailboxStatus> =
             self.mailboxes.iter().map(|mailbox| self.mailbox(mailbox, &totals, &inboxes)).collect();
+        for (mailbox, status) in self.mailboxes.iter().zip(&mut mailboxes) {
+            let consent = consents.get(mailbox.address()).filter(|_| !status.app_only);
+            status.consent = consent.copied().map(ConsentStatus::from);
+        }
+        let failed = self.store.last_failed(LAST_FAILURES).await?;
+        let refused = self.store.last_refused(LAST_FAILURES).await?;
+        let mut last_failures: Vec<LastFailure> =
+            failed.into_iter().map(outgoing).chain(refused.into_iter().map(incoming)).collect();
+        last_failures.sort_by_key(|failure| std::cmp::Reverse(failure.at));
         let odoo = self.gateway.as_ref().and_then(Gateway::trouble);
         let apps = self.mailboxes.iter().map(|mailbox| &mailbox.config.microsoft);
         let warnings = expiry::warnings(apps, expiry::day(clock::now()));
@@ -107,6 +184,7 @@ impl Sources {
             queue: totals.values().fold(Totals::default(), sum),
             mailboxes,
             odoo,
+            last_failures,
             warnings,
             store,
         })
@@ -131,6 +209,8 @@ impl Sources {
         MailboxStatus {
             address: config.address.to_string(),
             token: self.tokens.state(&config.address),
+            consent: None,
+            app_only: config.microsoft.grant == Grant::ClientCredentials,
             queue: totals.get(&config.address).copied().unwrap_or_default(),
             inbox,
             troubles: troubles
@@ -138,6 +218,43 @@ impl Sources {
                 .filter_map(|(part, trouble)| Some((part.to_owned(), trouble.lasting()?)))
                 .collect(),
         }
+    }
+}
+
+/// The advice is not kept with an attempt: the catalogue gives it anew.
+fn outgoing(failed: FailedMessage) -> LastFailure {
+    let code = failed.code.unwrap_or_default();
+    let reply = failed.reply.unwrap_or_default();
+    let mut parts = code.split(' ');
+    let failure = match parts.next().map(str::parse::<u16>) {
+        Some(Ok(number)) => {
+            let text = format!("{} {reply}", parts.next().unwrap_or_default());
+            smtp_replies::judge(&Reply::new(number, text.trim_start()), Step::Dot, &failed.mailbox).failure
+        }
+        _ => Failure::new(Class::Transient, code.as_str(), &reply),
+    };
+    LastFailure {
+        at: failed.at,
+        message: failed.id.to_string(),
+        mailbox: failed.mailbox.to_string(),
+        direction: Direction::Outgoing,
+        next_attempt_at: failed.next_attempt_at,
+        failure: Failure { code, reply, ..failure },
+    }
+}
+
+fn incoming(refused: RefusedMessage) -> LastFailure {
+    let failure = Failure::new(Class::Message, "odoo", refused.answer.unwrap_or_default()).advise(
+        "Odoo refuses this message; it stays unread in the inbox and is tried again. Give the mailbox a model, or Odoo an \
+         alias for the address that it was sent to",
+    );
+    LastFailure {
+        at: refused.at,
+        message: refused.message_id.unwrap_or_default(),
+        mailbox: refused.mailbox.to_string(),
+        direction: Direction::Incoming,
+        next_attempt_at: None,
+        failure,
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod inbox;
 mod invites;
+mod overview;
 mod queue;
 mod rotation;
 mod sealed;
@@ -12,6 +13,7 @@ mod tokens;
 mod writer;
 
 pub use inbox::{InboxLine, Mark, PushState, Received};
+pub use overview::{ConsentAge, FailedMessage, RefusedMessage};
 pub use queue::{
     Attempt, Due, NewMessage, Next, Queued, QueuedState, Recipient, RecipientState, Settlement, Totals,
 };

@@ -12,6 +12,7 @@
     reason = "test code: each program uses a part, a failure here must stop the test, and doubles own a clock"
 )]
 
+pub mod browser;
 pub mod client;
 pub mod dovecot;
 pub mod entra;

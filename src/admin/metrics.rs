@@ -1,0 +1,179 @@
+//! The status in Prometheus's text format 0.0.4: pure.
+
+use super::light::of_token;
+use super::status::Status;
+use jiff::Timestamp;
+use std::fmt::Write;
+
+pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// The lines of one metric, under its heading.
+struct Family<'a> {
+    text: &'a mut String,
+    name: &'static str,
+}
+
+impl<'a> Family<'a> {
+    fn new(text: &'a mut String, name: &'static str, kind: &str, help: &str) -> Self {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "# HELP outlook_relay_{name} {help}\n# TYPE outlook_relay_{name} {kind}");
+        Self { text, name }
+    }
+
+    fn sample(&mut self, labels: &[(&str, &str)], value: impl std::fmt::Display) {
+        let labels: Vec<String> =
+            labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
+        let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
+        let _ = writeln!(self.text, "outlook_relay_{}{labels} {value}", self.name);
+    }
+}
+
+fn escaped(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
+/// Every metric.
+pub(super) fn text(status: &Status, now: Timestamp) -> String {
+    let mut out = String::new();
+    let since = |at: Timestamp| now.duration_since(at).as_secs();
+    let until = |at: Timestamp| at.duration_since(now).as_secs();
+
+    Family::new(&mut out, "info", "gauge", "The program's version.")
+        .sample(&[("version", &status.version)], 1);
+    Family::new(&mut out, "start_time_seconds", "gauge", "When the daemon started, in seconds since 1970.")
+        .sample(&[], status.started_at.as_second());
+    Family::new(&mut out, "well", "gauge", "1: nothing is in trouble.").sample(&[], u8::from(status.well));
+
+    Family::new(&mut out, "store_writable", "gauge", "0: no mail is accepted and none is sent.")
+        .sample(&[], u8::from(status.store.is_none()));
+
+    let mut each = |name, kind, help, add: &dyn Fn(&mut Family<'_>, &super::MailboxStatus)| {
+        let mut family = Family::new(&mut out, name, kind, help);
+        status.mailboxes.iter().for_each(|mailbox| add(&mut family, mailbox));
+    };
+    each(
+        "queue_messages",
+        "gauge",
+        "Messages in the queue: waiting, or given up (failed).",
+        &|family, mailbox| {
+            family.sample(&[("mailbox", &mailbox.address), ("state", "waiting")], mailbox.queue.waiting);
+            family.sample(&[("mailbox", &mailbox.address), ("state", "failed")], mailbox.queue.failed);
+        },
+    );
+    each(
+        "queue_age_seconds",
+        "gauge",
+        "How long the oldest message has waited; 0: none waits.",
+        &|family, mailbox| {
+            family.sample(&[("mailbox", &mailbox.address)], mailbox.queue.oldest.map_or(0, since).max(0));
+        },
+    );
+    each(
+        "token_light",
+        "gauge",
+        "1 for the light of the mailbox's token: green, amber or red.",
+        &|family, mailbox| {
+            let (light, _) = of_token(mailbox, now);
+            for one in ["green", "amber", "red"] {
+                family
+                    .sample(&[("mailbox", &mailbox.address), ("light", one)], u8::from(light.name() == one));
+            }
+        },
+    );
+    each(
+        "token_expires_seconds",
+        "gauge",
+        "Until the access token expires; negative: it has.",
+        &|family, mailbox| {
+            if let Some(at) = mailbox.token.as_ref().and_then(|token| token.expires_at) {
+                family.sample(&[("mailbox", &mailbox.address)], until(at));
+            }
+        },
+    );
+    each(
+        "consent_expires_seconds",
+        "gauge",
+        "Until the owner must consent anew, if nothing refreshes it.",
+        &|family, mailbox| {
+            if let Some(consent) = &mailbox.consent {
+                family.sample(&[("mailbox", &mailbox.address)], until(consent.lasts_until));
+            }
+        },
+    );
+    each("trouble", "gauge", "1 for each trouble that lasts.", &|family, mailbox| {
+        for (part, lasting) in &mailbox.troubles {
+            let class = lasting.failure.class.as_str();
+            family.sample(&[("mailbox", &mailbox.address), ("part", part), ("class", class)], 1);
+        }
+    });
+    each("inbox_lag_seconds", "gauge", "Since the inbox was last looked through.", &|family, mailbox| {
+        if let Some(at) = mailbox.inbox.as_ref().and_then(|inbox| inbox.looked_at) {
+            family.sample(&[("mailbox", &mailbox.address)], since(at).max(0));
+        }
+    });
+    each(
+        "inbox_messages",
+        "gauge",
+        "Received messages to push (waiting), or refused by Odoo.",
+        &|family, mailbox| {
+            if let Some(inbox) = &mailbox.inbox {
+                family.sample(&[("mailbox", &mailbox.address), ("state", "waiting")], inbox.waiting);
+                family.sample(&[("mailbox", &mailbox.address), ("state", "refused")], inbox.refused);
+            }
+        },
+    );
+    each("inbox_pushed_total", "counter", "Received messages that Odoo took.", &|family, mailbox| {
+        if let Some(inbox) = &mailbox.inbox {
+            family.sample(&[("mailbox", &mailbox.address)], inbox.pushed);
+        }
+    });
+    Family::new(&mut out, "odoo_trouble", "gauge", "1: Odoo's gateway is in trouble.")
+        .sample(&[], u8::from(status.odoo.is_some()));
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::status::{InboxStatus, MailboxStatus};
+    use super::*;
+    use crate::store::Totals;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn every_line_is_a_heading_or_a_sample() {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let mailbox = MailboxStatus {
+            address: "a\"b\\@c.d".to_owned(),
+            token: None,
+            consent: None,
+            app_only: false,
+            queue: Totals { waiting: 2, failed: 1, oldest: Timestamp::from_second(1_799_999_940).ok() },
+            inbox: Some(InboxStatus { pushed: 7, ..InboxStatus::default() }),
+            troubles: BTreeMap::new(),
+        };
+        let status = Status {
+            well: false,
+            version: "1".to_owned(),
+            started_at: now,
+            mailboxes: vec![mailbox],
+            queue: Totals::default(),
+            odoo: None,
+            last_failures: Vec::new(),
+            store: None,
+            warnings: Vec::new(),
+        };
+        let text = text(&status, now);
+        for line in [
+            "outlook_relay_queue_messages{mailbox=\"a\\\"b\\\\@c.d\",state=\"waiting\"} 2",
+            "outlook_relay_queue_age_seconds{mailbox=\"a\\\"b\\\\@c.d\"} 60",
+            "outlook_relay_inbox_pushed_total{mailbox=\"a\\\"b\\\\@c.d\"} 7",
+            "outlook_relay_well 0",
+        ] {
+            assert!(text.lines().any(|seen| seen == line), "{line}: {text}");
+        }
+        for line in text.lines() {
+            let (name, value) = line.rsplit_once(' ').unwrap();
+            assert!(name.starts_with("# ") || value.parse::<f64>().is_ok(), "{line}");
+        }
+    }
+}
