@@ -98,6 +98,9 @@ async fn no_secret_is_ever_logged_or_shown() {
         .with_ansi(false)
         .with_writer(move || writer.clone())
         .finish();
+    // tracing caches for the whole process whether an event is wanted. With a single subscriber it asks the thread that
+    // meets the event first, which may be another test's, without any; with a second one it asks both subscribers.
+    let _second = tracing::Dispatch::new(tracing_subscriber::registry());
     let guard = tracing::subscriber::set_default(subscriber);
     let echo = json!({
         "error": "invalid_grant",
