@@ -33,3 +33,4 @@ pub mod store;
 pub mod submission;
 pub mod tls;
 pub mod tokens;
+pub mod units;

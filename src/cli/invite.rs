@@ -6,7 +6,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::consent::invite;
 use crate::microsoft::Grant;
-use crate::section::parse_duration;
+use crate::units::parse_duration;
 use anyhow::bail;
 use std::io::Write;
 use std::process::ExitCode;

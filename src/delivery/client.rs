@@ -12,7 +12,7 @@ use crate::address::Address;
 use crate::failure::{Class, Failure, one_line};
 use crate::microsoft::smtp_replies::{Reply, Special, Step, judge};
 use crate::microsoft::xoauth2;
-use crate::section::HostPort;
+use crate::units::HostPort;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use lettre::transport::smtp::client::AsyncSmtpConnection;

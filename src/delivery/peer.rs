@@ -1,6 +1,6 @@
 //! The other side of the client's tests: a server that plays a literal dialogue, over real TLS.
 
-use crate::section::HostPort;
+use crate::units::HostPort;
 use Play::{BeSilent, Hear, HearLike, Say, SayWithoutEnd, Take, Tls};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use std::sync::Arc;

@@ -8,7 +8,7 @@ use crate::address::Address;
 use crate::failure::{Class, Failure, chain};
 use crate::microsoft;
 use crate::microsoft::imap_replies::{self, Status, Step};
-use crate::section::HostPort;
+use crate::units::HostPort;
 use async_imap::imap_proto::{AttributeValue, MailboxDatum, Response, ResponseCode, Status as Said};
 use async_imap::{Authenticator, Client};
 use futures_util::FutureExt;

@@ -11,8 +11,9 @@ pub use credential::{ASSERTION_TYPE, Certificate, Credential};
 
 use crate::address::Address;
 use crate::failure::chain;
-use crate::section::{HostPort, Section};
+use crate::section::Section;
 use crate::tls;
+use crate::units::HostPort;
 use jiff::civil::Date;
 use serde::Deserialize;
 use std::path::PathBuf;

@@ -5,6 +5,7 @@
 
 mod inbox;
 mod invites;
+mod message;
 mod overview;
 mod queue;
 mod rotation;
@@ -13,10 +14,10 @@ mod tokens;
 mod writer;
 
 pub use inbox::{InboxLine, Mark, PushState, Received};
-pub use overview::{ConsentAge, FailedMessage, RefusedMessage};
-pub use queue::{
+pub use message::{
     Attempt, Due, NewMessage, Next, Queued, QueuedState, Recipient, RecipientState, Settlement, Totals,
 };
+pub use overview::{ConsentAge, FailedMessage, RefusedMessage};
 pub use tokens::StoredToken;
 pub use writer::Writer;
 

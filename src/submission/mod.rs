@@ -23,7 +23,8 @@ use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::{self, ServerConfig};
 
 use crate::failure::chain;
-use crate::section::{Section, Size};
+use crate::section::Section;
+use crate::units::Size;
 use auth::Credentials;
 
 pub use intake::Intake;

@@ -7,7 +7,7 @@ use crate::support::tls::Tls;
 use outlook_relay::address::Address;
 use outlook_relay::failure::{Class, Failure};
 use outlook_relay::fetch::session::{Error, Session};
-use outlook_relay::section::HostPort;
+use outlook_relay::units::HostPort;
 
 const JOHN: &str = "john@example.com";
 
