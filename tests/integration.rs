@@ -1,6 +1,7 @@
 //! Everything that users rely on, tested from outside: the real binary, real sockets, real files, real servers.
 #![expect(clippy::unwrap_used, reason = "test code: a failure here must stop the test")]
 
+mod bad_day;
 mod browser;
 mod commands;
 mod company;
@@ -15,6 +16,7 @@ mod incoming;
 mod odoo_client;
 mod outgoing;
 mod page;
+mod rotation;
 mod sealing;
 #[path = "support/selftest/mod.rs"]
 mod selftest;
