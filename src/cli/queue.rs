@@ -52,6 +52,7 @@ fn row(message: &Queued) -> Vec<String> {
         QueuedState::Waiting if message.next_attempt_at <= clock::now() => "waiting".to_owned(),
         QueuedState::Waiting => format!("waiting until {}", time(message.next_attempt_at)),
         QueuedState::Sending => "sending".to_owned(),
+        QueuedState::Held => "held".to_owned(),
         QueuedState::Failed => "failed".to_owned(),
     };
     let said = |attempt: &Attempt| {

@@ -75,7 +75,9 @@ impl Context {
             Ok(None) => return Ended::Skipped,
             Err(error) => return Ended::Store(error),
         };
-        match self.store.book(due.id, clock::now()).await {
+        let waiting = due.recipients.iter().filter(|recipient| waits(recipient)).count();
+        let waiting = u32::try_from(waiting).unwrap_or(u32::MAX);
+        match self.store.book(due.id, waiting, clock::now()).await {
             Ok(()) => drop(self.store_trouble.well()),
             Err(store::Error::Write { source: sqlx::Error::RowNotFound, .. }) => return Ended::Skipped,
             Err(error) => return Ended::Store(error),

@@ -92,7 +92,8 @@ pub(super) fn decide(
 /// What follows when the mailbox's trouble kept a booked attempt from even beginning: the message is due again as soon
 /// as the mailbox works.
 pub(super) fn put_back(due: &Due, failure: &Failure, now: Timestamp) -> Settlement {
-    settlement(due, due.recipients.clone(), Some(failure), Next::Again { at: now, unknown: false }, now)
+    let next = Next::Again { at: now, unknown: false };
+    Settlement { paced: false, ..settlement(due, due.recipients.clone(), Some(failure), next, now) }
 }
 
 /// What follows when a message can no longer be sent: all who still wait fail for this reason.
@@ -103,9 +104,9 @@ pub(super) fn give_up(due: &Due, failure: &Failure, now: Timestamp) -> Decision 
     sorting.decide(due, &End::Unsendable(failure.clone()), when)
 }
 
-/// Whether a recipient still waits.
+/// Whether it is still to be sent to a recipient, or sent again.
 pub(super) fn waits(recipient: &Recipient) -> bool {
-    recipient.state == RecipientState::Waiting
+    matches!(recipient.state, RecipientState::Waiting | RecipientState::Unknown)
 }
 
 /// A decision in the making.
@@ -280,6 +281,8 @@ fn settlement(
         code: failure.map(|failure| failure.code.clone()).unwrap_or_default(),
         reply: failure.map(|failure| failure.reply.clone()).unwrap_or_default(),
         next,
+        paced: true,
+        report: None,
     }
 }
 

@@ -28,6 +28,7 @@ fn due(recipients: &[&str]) -> Due {
         message_id: None,
         size: 100,
         attempts: 0,
+        unknown_since: None,
     }
 }
 
@@ -62,6 +63,7 @@ fn decide_after(minutes: u64, due: &Due, recipients: Vec<Rcpt>, end: End) -> Dec
 fn states(decision: &Decision) -> String {
     let letter = |recipient: &Recipient| match recipient.state {
         RecipientState::Waiting => 'w',
+        RecipientState::Unknown => 'u',
         RecipientState::Sent => 's',
         RecipientState::Failed => 'f',
     };

@@ -1,6 +1,6 @@
 //! What the queue holds, as those see it who fill it, empty it and look at it.
 
-use super::QueueId;
+use super::{NewReport, QueueId};
 use crate::address::Address;
 use crate::failure::Class;
 use crate::message::Envelope;
@@ -47,6 +47,8 @@ impl std::fmt::Debug for NewMessage {
 pub enum RecipientState {
     /// Still to be sent.
     Waiting,
+    /// Handed to Microsoft 365, and the connection or the relay ended before the answer: it may have been taken.
+    Unknown,
     /// Taken by Microsoft 365.
     Sent,
     /// Refused for good.
@@ -88,6 +90,9 @@ pub struct Due {
     pub size: u64,
     /// How many attempts were booked before.
     pub attempts: u32,
+    /// Since when the outcome of the last one is unknown, if it is: for the recipients that are
+    /// [`RecipientState::Unknown`].
+    pub unknown_since: Option<Timestamp>,
 }
 
 /// The outcome of an attempt.
@@ -107,6 +112,10 @@ pub struct Settlement {
     pub reply: String,
     /// What comes next.
     pub next: Next,
+    /// Whether the service was asked to take the message: else its place in the mailbox's pace is given back.
+    pub paced: bool,
+    /// For whom this failed for good: told to Odoo. It is kept in the same commit.
+    pub report: Option<NewReport>,
 }
 
 /// What comes after an attempt.
@@ -152,6 +161,8 @@ pub enum QueuedState {
     Waiting,
     /// An attempt is under way.
     Sending,
+    /// Nobody knows whether it was sent, and a person decides whether it is sent again.
+    Held,
     /// Given up.
     Failed,
 }

@@ -7,7 +7,9 @@ mod inbox;
 mod invites;
 mod message;
 mod overview;
+mod pace;
 mod queue;
+mod report;
 mod rotation;
 mod sealed;
 mod tokens;
@@ -18,6 +20,8 @@ pub use message::{
     Attempt, Due, NewMessage, Next, Queued, QueuedState, Recipient, RecipientState, Settlement, Totals,
 };
 pub use overview::{ConsentAge, FailedMessage, RefusedMessage};
+pub use pace::Pace;
+pub use report::{NewReport, Report};
 pub use tokens::StoredToken;
 pub use writer::Writer;
 
@@ -457,10 +461,11 @@ pub(crate) fn create_private(path: &Path) -> std::io::Result<std::fs::File> {
 }
 
 /// The schema's history; rows are only ever added to the list.
-const MIGRATIONS: [(i64, &str, &str); 3] = [
+const MIGRATIONS: [(i64, &str, &str); 4] = [
     (1, "start", include_str!("migrations/0001_start.sql")),
     (2, "sealed tokens", include_str!("migrations/0002_sealed_tokens.sql")),
     (3, "invitations", include_str!("migrations/0003_invitations.sql")),
+    (4, "delivery", include_str!("migrations/0004_delivery.sql")),
 ];
 
 /// What brings the tables to a version; only tests want another than the newest.

@@ -4,7 +4,7 @@ use super::message::{
     Attempt, Due, NewMessage, Next, Queued, QueuedState, Recipient, RecipientState, Settlement, Totals,
 };
 use super::writer::Write;
-use super::{Error, QueueId, Store, millis, timestamp};
+use super::{Error, QueueId, Store, millis, pace, report, timestamp};
 use crate::address::Address;
 use crate::failure::{Class, chain};
 use crate::routing::Rule;
@@ -15,7 +15,7 @@ use sqlx::{Row, SqliteConnection};
 #[derive(Debug)]
 pub(super) enum QueueWrite {
     Accept(Box<NewMessage>),
-    Book(QueueId, Timestamp),
+    Book { id: QueueId, recipients: u32, now: Timestamp },
     Settle(Box<Settlement>),
     Recover(Timestamp),
     SetAside(QueueId),
@@ -26,7 +26,7 @@ impl QueueWrite {
     pub(super) fn operation(&self) -> &'static str {
         match self {
             Self::Accept(_) => "accept a message",
-            Self::Book(..) => "book an attempt",
+            Self::Book { .. } => "book an attempt",
             Self::Settle(_) => "settle an attempt",
             Self::Recover(_) => "take up interrupted attempts",
             Self::SetAside(_) => "set an unreadable message aside",
@@ -47,12 +47,12 @@ impl Store {
         Ok(())
     }
 
-    /// Books an attempt, before the network is touched.
+    /// Books an attempt at so many recipients, before the network is touched; it counts in the mailbox's pace.
     ///
     /// # Errors
     /// The disk's; then the attempt must not be made.
-    pub async fn book(&self, id: QueueId, now: Timestamp) -> Result<(), Error> {
-        self.write(Write::Queue(QueueWrite::Book(id, now))).await
+    pub async fn book(&self, id: QueueId, recipients: u32, now: Timestamp) -> Result<(), Error> {
+        self.write(Write::Queue(QueueWrite::Book { id, recipients, now })).await
     }
 
     /// Writes down the outcome of the attempt that was booked last.
@@ -63,7 +63,8 @@ impl Store {
         self.write(Write::Queue(QueueWrite::Settle(Box::new(settlement)))).await
     }
 
-    /// At the start: attempts that a crash cut short have an unknown outcome, and their messages are due at once.
+    /// At the start: attempts that a crash cut short have an unknown outcome, and their messages are due at once, to be
+    /// looked for.
     ///
     /// # Errors
     /// The disk's.
@@ -91,7 +92,8 @@ impl Store {
     /// The disk's.
     pub async fn due(&self, mailbox: &Address, now: Timestamp, limit: u32) -> Result<Vec<Due>, Error> {
         let rows = sqlx::query(
-            "SELECT id, received_at, mail_from, recipients, smtputf8, eight_bit, new_from, message_id, size, attempts \
+            "SELECT id, received_at, mail_from, recipients, smtputf8, eight_bit, new_from, message_id, size, attempts, \
+             unknown_since \
              FROM message WHERE state = 'waiting' AND mailbox = $1 AND next_attempt_at <= $2 \
              ORDER BY next_attempt_at, id LIMIT $3",
         )
@@ -115,7 +117,8 @@ impl Store {
         limit: u32,
     ) -> Result<Vec<Due>, Error> {
         let rows = sqlx::query(
-            "SELECT id, received_at, mail_from, recipients, smtputf8, eight_bit, new_from, message_id, size, attempts \
+            "SELECT id, received_at, mail_from, recipients, smtputf8, eight_bit, new_from, message_id, size, attempts, \
+             unknown_since \
              FROM message WHERE state = 'waiting' AND mailbox = $1 AND received_at <= $2 ORDER BY id LIMIT $3",
         )
         .bind(mailbox.as_str())
@@ -255,7 +258,7 @@ impl Store {
 pub(super) async fn apply(write: &QueueWrite, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
     match write {
         QueueWrite::Accept(message) => accept(message, connection).await,
-        QueueWrite::Book(id, now) => book(*id, *now, connection).await,
+        QueueWrite::Book { id, recipients, now } => book(*id, *recipients, *now, connection).await,
         QueueWrite::Settle(settlement) => settle(settlement, connection).await,
         QueueWrite::Recover(now) => recover(*now, connection).await,
         QueueWrite::SetAside(id) => {
@@ -313,7 +316,12 @@ async fn accept(message: &NewMessage, connection: &mut SqliteConnection) -> Resu
         .map(drop)
 }
 
-async fn book(id: QueueId, now: Timestamp, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+async fn book(
+    id: QueueId,
+    recipients: u32,
+    now: Timestamp,
+    connection: &mut SqliteConnection,
+) -> Result<(), sqlx::Error> {
     let booked = sqlx::query(
         "UPDATE message SET state = 'sending', attempts = attempts + 1, changed_at = $2 \
          WHERE id = $1 AND state = 'waiting'",
@@ -330,12 +338,18 @@ async fn book(id: QueueId, now: Timestamp, connection: &mut SqliteConnection) ->
     )
     .bind(id.0)
     .bind(millis(now))
-    .execute(connection)
-    .await
-    .map(drop)
+    .execute(&mut *connection)
+    .await?;
+    pace::count(id, recipients, now, connection).await
 }
 
 async fn settle(settlement: &Settlement, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    if let Some(report) = &settlement.report {
+        report::insert(settlement.id, report, settlement.at, connection).await?;
+    }
+    if !settlement.paced {
+        pace::take_back(settlement.id, connection).await?;
+    }
     let (state, next_attempt_at, outcome) = match settlement.next {
         Next::Done => {
             let delete = sqlx::query("DELETE FROM message WHERE id = $1").bind(settlement.id.0);
@@ -346,13 +360,15 @@ async fn settle(settlement: &Settlement, connection: &mut SqliteConnection) -> R
         Next::Failed => ("failed", settlement.at, "failed"),
     };
     sqlx::query(
-        "UPDATE message SET state = $2, recipients = $3, next_attempt_at = $4, changed_at = $5 WHERE id = $1",
+        "UPDATE message SET state = $2, recipients = $3, next_attempt_at = $4, changed_at = $5, unknown_since = $6 \
+         WHERE id = $1",
     )
     .bind(settlement.id.0)
     .bind(state)
     .bind(encode(&settlement.recipients)?)
     .bind(millis(next_attempt_at))
     .bind(millis(settlement.at))
+    .bind(matches!(settlement.next, Next::Again { unknown: true, .. }).then(|| millis(settlement.at)))
     .execute(&mut *connection)
     .await?;
     sqlx::query(
@@ -378,11 +394,38 @@ async fn recover(now: Timestamp, connection: &mut SqliteConnection) -> Result<()
     .bind(millis(now))
     .execute(&mut *connection)
     .await?;
-    sqlx::query("UPDATE message SET state = 'waiting', next_attempt_at = $1 WHERE state = 'sending'")
+    let interrupted: Vec<(i64, String)> =
+        sqlx::query_as("SELECT id, recipients FROM message WHERE state = 'sending'")
+            .fetch_all(&mut *connection)
+            .await?;
+    for (id, recipients) in interrupted {
+        // Of a damaged row nothing is known: it is found, and set aside, when it is due.
+        let recipients = match serde_json::from_str::<Vec<Recipient>>(&recipients) {
+            Ok(read) => encode(&interrupt(read))?,
+            Err(_) => recipients,
+        };
+        sqlx::query(
+            "UPDATE message SET state = 'waiting', next_attempt_at = $2, unknown_since = $2, recipients = $3 \
+             WHERE id = $1",
+        )
+        .bind(id)
         .bind(millis(now))
-        .execute(connection)
-        .await
-        .map(drop)
+        .bind(recipients)
+        .execute(&mut *connection)
+        .await?;
+    }
+    Ok(())
+}
+
+/// Whom an interrupted attempt may have reached: those who were written down as handed over, where only some could be
+/// ([`RecipientState::Unknown`]); else all who waited.
+fn interrupt(mut recipients: Vec<Recipient>) -> Vec<Recipient> {
+    if !recipients.iter().any(|recipient| recipient.state == RecipientState::Unknown) {
+        for recipient in recipients.iter_mut().filter(|r| r.state == RecipientState::Waiting) {
+            recipient.state = RecipientState::Unknown;
+        }
+    }
+    recipients
 }
 
 fn encode(recipients: &[Recipient]) -> Result<String, sqlx::Error> {
@@ -401,6 +444,7 @@ fn due_of(row: &SqliteRow) -> Result<Due, Error> {
         message_id: column(row, "message_id")?,
         size: column::<i64>(row, "size")?.unsigned_abs(),
         attempts: u32::try_from(column::<i64>(row, "attempts")?).unwrap_or(u32::MAX),
+        unknown_since: column::<Option<i64>>(row, "unknown_since")?.map(timestamp),
     })
 }
 
@@ -412,6 +456,7 @@ fn queued_of(row: &SqliteRow) -> Result<Queued, Error> {
         state: match state.as_str() {
             "waiting" => QueuedState::Waiting,
             "sending" => QueuedState::Sending,
+            "held" => QueuedState::Held,
             "failed" => QueuedState::Failed,
             _ => {
                 return Err(Error::Row { what: format!("state {state:?}") });

@@ -94,9 +94,9 @@ async fn an_attempt_is_booked_once_and_settled() {
     let new = message(store, &["a@x.test", "b@x.test"]);
     let id = new.id;
     store.accept(new).await.unwrap();
-    store.book(id, at(1)).await.unwrap();
+    store.book(id, 1, at(1)).await.unwrap();
     assert!(store.due(&john(), at(9), 10).await.unwrap().is_empty(), "being sent");
-    assert!(store.book(id, at(1)).await.is_err(), "a second worker must not send it as well");
+    assert!(store.book(id, 1, at(1)).await.is_err(), "a second worker must not send it as well");
 
     let recipient = |address: &str, state| Recipient { address: address.to_owned(), state, reply: None };
     let settlement = Settlement {
@@ -110,6 +110,8 @@ async fn an_attempt_is_booked_once_and_settled() {
         code: "451".to_owned(),
         reply: "later".to_owned(),
         next: Next::Again { at: at(60), unknown: false },
+        paced: true,
+        report: None,
     };
     store.settle(settlement.clone()).await.unwrap();
     assert!(store.due(&john(), at(59), 10).await.unwrap().is_empty());
@@ -118,7 +120,7 @@ async fn an_attempt_is_booked_once_and_settled() {
     assert_eq!(due[0].recipients, settlement.recipients);
     assert_eq!(due[0].attempts, 1);
 
-    store.book(id, at(61)).await.unwrap();
+    store.book(id, 1, at(61)).await.unwrap();
     store.settle(Settlement { at: at(62), next: Next::Failed, ..settlement.clone() }).await.unwrap();
     let queued = store.queued(None, 10).await.unwrap();
     assert_eq!(queued[0].state, QueuedState::Failed);
@@ -137,7 +139,7 @@ async fn an_interrupted_attempt_is_unknown_after_the_restart() {
     let new = message(&opened.store, &["a@x.test"]);
     let id = new.id;
     opened.store.accept(new).await.unwrap();
-    opened.store.book(id, at(1)).await.unwrap();
+    opened.store.book(id, 1, at(1)).await.unwrap();
     let opened = opened.reopen().await;
     assert!(opened.store.due(&john(), at(5), 10).await.unwrap().is_empty());
     opened.store.recover(at(5)).await.unwrap();
@@ -327,4 +329,51 @@ async fn a_newer_versions_store_is_said() {
     sqlx::query(newer).execute(&mut database).await.unwrap();
     let error = Store::open(&config).await.map(drop).unwrap_err();
     assert!(matches!(error, Error::Newer { version: 99, .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn the_pace_survives_and_what_was_never_asked_for_is_given_back() {
+    let opened = open().await;
+    let mut settlement = None;
+    for recipients in [&["a@x.test"][..], &["b@x.test", "c@x.test"]] {
+        let new = message(&opened.store, recipients);
+        let id = new.id;
+        opened.store.accept(new).await.unwrap();
+        opened.store.book(id, u32::try_from(recipients.len()).unwrap(), at(61)).await.unwrap();
+        let waiting = |address: &&str| Recipient {
+            address: (*address).to_owned(),
+            state: RecipientState::Waiting,
+            reply: None,
+        };
+        settlement = Some(Settlement {
+            id,
+            at: at(62),
+            recipients: recipients.iter().map(waiting).collect(),
+            class: Some(Class::Transient),
+            code: String::new(),
+            reply: String::new(),
+            next: Next::Again { at: at(62), unknown: false },
+            paced: false,
+            report: None,
+        });
+    }
+    let opened = opened.reopen().await;
+    let pace = |messages, recipients| Pace { minute: at(60), messages, recipients };
+    assert_eq!(opened.store.pace(&john(), at(0)).await.unwrap(), [pace(2, 3)]);
+    assert_eq!(opened.store.pace(&john(), at(120)).await.unwrap(), []);
+    opened.store.settle(settlement.unwrap()).await.unwrap();
+    assert_eq!(opened.store.pace(&john(), at(0)).await.unwrap(), [pace(1, 1)]);
+}
+
+#[tokio::test]
+async fn an_interrupted_attempt_may_have_reached_those_who_were_handed_over() {
+    let opened = open().await;
+    let new = message(&opened.store, &["a@x.test", "b@x.test"]);
+    let id = new.id;
+    opened.store.accept(new).await.unwrap();
+    opened.store.book(id, 2, at(1)).await.unwrap();
+    opened.store.recover(at(5)).await.unwrap();
+    let due = opened.store.due(&john(), at(5), 10).await.unwrap();
+    assert_eq!(due[0].unknown_since, Some(at(5)));
+    assert!(due[0].recipients.iter().all(|recipient| recipient.state == RecipientState::Unknown));
 }

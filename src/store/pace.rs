@@ -1,0 +1,91 @@
+//! What each mailbox was made to send, by the minute: its pace survives a restart.
+
+use super::{Error, QueueId, Store, millis, timestamp};
+use crate::address::Address;
+use jiff::Timestamp;
+use sqlx::SqliteConnection;
+
+const MINUTE: i64 = 60_000;
+/// The service counts recipients over a day; what is older than this, in minutes, no longer counts.
+const KEPT: i64 = 25 * 60;
+
+/// What a mailbox was made to send in one minute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// When that minute began.
+    pub minute: Timestamp,
+    /// Messages.
+    pub messages: u64,
+    /// Their recipients.
+    pub recipients: u64,
+}
+
+impl Store {
+    /// What a mailbox was made to send since then, oldest minute first; the minute that `since` lies in counts whole.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub async fn pace(&self, mailbox: &Address, since: Timestamp) -> Result<Vec<Pace>, Error> {
+        let rows: Vec<(i64, i64, i64)> = sqlx::query_as(
+            "SELECT minute, messages, recipients FROM pace WHERE mailbox = $1 AND minute >= $2 ORDER BY minute",
+        )
+        .bind(mailbox.as_str())
+        .bind(millis(since).div_euclid(MINUTE))
+        .fetch_all(&self.readers)
+        .await
+        .map_err(|source| Error::Read { operation: "a mailbox's pace", source })?;
+        let count = |n: i64| u64::try_from(n).unwrap_or_default();
+        Ok(rows
+            .into_iter()
+            .map(|(minute, messages, recipients)| Pace {
+                minute: timestamp(minute.saturating_mul(MINUTE)),
+                messages: count(messages),
+                recipients: count(recipients),
+            })
+            .collect())
+    }
+}
+
+/// Counts an attempt that is being booked.
+pub(super) async fn count(
+    id: QueueId,
+    recipients: u32,
+    now: Timestamp,
+    connection: &mut SqliteConnection,
+) -> Result<(), sqlx::Error> {
+    let minute = millis(now).div_euclid(MINUTE);
+    sqlx::query(
+        "INSERT INTO pace (mailbox, minute, messages, recipients) \
+         SELECT mailbox, $2, 1, $3 FROM message WHERE id = $1 \
+         ON CONFLICT (mailbox, minute) DO UPDATE SET messages = messages + 1, recipients = recipients + $3",
+    )
+    .bind(id.0)
+    .bind(minute)
+    .bind(i64::from(recipients))
+    .execute(&mut *connection)
+    .await?;
+    // A range of the primary key that is nearly always empty.
+    sqlx::query(
+        "DELETE FROM pace WHERE mailbox = (SELECT mailbox FROM message WHERE id = $1) AND minute < $2",
+    )
+    .bind(id.0)
+    .bind(minute - KEPT)
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+/// Takes back what the attempt that was booked last counted: the service was never asked to take the message.
+pub(super) async fn take_back(id: QueueId, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "UPDATE pace SET messages = max(0, pace.messages - 1), recipients = max(0, pace.recipients - open.waiting) \
+         FROM (SELECT m.mailbox AS mailbox, a.started_at / 60000 AS minute, \
+               (SELECT count(*) FROM json_each(m.recipients) WHERE json_extract(value, '$.state') IN ('waiting', 'unknown')) AS waiting \
+               FROM message m JOIN attempt a ON a.message = m.id AND a.number = m.attempts WHERE m.id = $1) AS open \
+         WHERE pace.mailbox = open.mailbox AND pace.minute = open.minute",
+    )
+    .bind(id.0)
+    .execute(connection)
+    .await
+    .map(drop)
+}
