@@ -14,6 +14,11 @@ pub fn after(at: Timestamp, wait: Duration) -> Timestamp {
     SignedDuration::try_from(wait).ok().and_then(|wait| at.checked_add(wait).ok()).unwrap_or(Timestamp::MAX)
 }
 
+/// `at` moved back by `age`; the beginning of time where that overflows.
+pub fn before(at: Timestamp, age: Duration) -> Timestamp {
+    SignedDuration::try_from(age).ok().and_then(|age| at.checked_sub(age).ok()).unwrap_or(Timestamp::MIN)
+}
+
 /// How long from `now` until `at`; zero when `at` has passed.
 pub fn until(now: Timestamp, at: Timestamp) -> Duration {
     Duration::try_from(at.duration_since(now)).unwrap_or(Duration::ZERO)
@@ -46,6 +51,8 @@ mod tests {
         let noon = Timestamp::from_second(1_000_000).unwrap();
         assert_eq!(after(noon, Duration::from_secs(5)), Timestamp::from_second(1_000_005).unwrap());
         assert_eq!(after(noon, Duration::MAX), Timestamp::MAX);
+        assert_eq!(before(noon, Duration::from_secs(5)), Timestamp::from_second(999_995).unwrap());
+        assert_eq!(before(noon, Duration::MAX), Timestamp::MIN);
         assert_eq!(until(noon, after(noon, Duration::from_secs(5))), Duration::from_secs(5));
         assert_eq!(until(after(noon, Duration::from_secs(5)), noon), Duration::ZERO);
     }

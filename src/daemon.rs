@@ -228,9 +228,10 @@ async fn unexpected_end(
     }
 }
 
-/// Takes up at once what the command line wrote: a new consent.
+/// Takes up at once what the command line wrote: a new consent, a message to be tried again.
 async fn watch_changes(store: Store, tokens: Tokens, soft: CancellationToken) -> anyhow::Result<()> {
     let mut changes = store.changes().await?;
+    let mut by_hand = store.done_by_hand().await?;
     loop {
         tokio::select! {
             () = soft.cancelled() => return Ok(()),
@@ -239,6 +240,10 @@ async fn watch_changes(store: Store, tokens: Tokens, soft: CancellationToken) ->
         let reloaded = async {
             if changes.seen().await? {
                 tokens.reload().await?;
+                let now = store.done_by_hand().await?;
+                if std::mem::replace(&mut by_hand, now) != now {
+                    store.wake_all();
+                }
             }
             Ok::<(), store::Error>(())
         };

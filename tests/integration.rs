@@ -16,6 +16,7 @@ mod incoming;
 mod odoo_client;
 mod outgoing;
 mod page;
+mod queue;
 mod rotation;
 mod sealing;
 #[path = "support/selftest/mod.rs"]

@@ -87,7 +87,7 @@ enum Command {
     },
     /// Shows the mailboxes, tokens, queue and inboxes of the running daemon; exits 0 only when all is well.
     Status,
-    /// What waits to be sent.
+    /// What waits to be sent, is held, or was given up: list, show, retry, cancel.
     #[command(subcommand)]
     Queue(QueueCommand),
     /// Looks after the store.
@@ -111,8 +111,25 @@ enum StoreCommand {
 
 #[derive(Debug, Subcommand)]
 enum QueueCommand {
-    /// Lists the messages that wait or have failed, oldest first, with their last attempt.
-    List,
+    /// Lists the messages that wait, are held or have failed, oldest first, with their last attempt.
+    List {
+        #[command(flatten)]
+        filter: queue::Filter,
+    },
+    /// Shows one message: its recipients, and every attempt with the literal reply.
+    Show {
+        /// Its id, as `queue list` shows it.
+        id: String,
+        /// Prints the message itself, as Odoo handed it in.
+        #[arg(long, conflicts_with = "json")]
+        raw: bool,
+    },
+    /// Has messages tried now, and for as long as new ones: also those that were given up or are held.
+    ///
+    /// Those whose outcome is unknown are looked for in Sent Items first; held ones are sent again.
+    Retry(queue::Named),
+    /// Takes messages out of the queue: they will not be sent. Odoo gets a report of each.
+    Cancel(queue::Named),
 }
 
 /// Runs the command that the process's arguments name.
@@ -149,7 +166,14 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Invite { mailbox, revoke: true, .. } => invite::revoke(&config, mailbox, cli.json),
         Command::Invite { mailbox, expires, .. } => invite::invite(&config, mailbox, expires, cli.json),
         Command::Status => status::status(&config, cli.json),
-        Command::Queue(QueueCommand::List) => queue::list(&config, cli.json),
+        Command::Queue(QueueCommand::List { filter }) => queue::list(&config, filter, cli.json),
+        Command::Queue(QueueCommand::Show { id, raw }) => queue::show(&config, id, *raw, cli.json),
+        Command::Queue(QueueCommand::Retry(named)) => {
+            queue::change(&config, named, queue::Deed::Retry, cli.json)
+        }
+        Command::Queue(QueueCommand::Cancel(named)) => {
+            queue::change(&config, named, queue::Deed::Cancel, cli.json)
+        }
         Command::Store(StoreCommand::RotateKey { lost }) => store::rotate_key(&config, *lost, cli.json),
     }
 }

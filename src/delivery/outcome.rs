@@ -201,7 +201,7 @@ impl Sorting {
     }
 
     fn decide(mut self, due: &Due, end: &End, when: Circumstances) -> Decision {
-        let age = clock::until(due.received_at, when.now);
+        let age = clock::until(due.tried_since, when.now);
         if self.sent.is_empty() && self.deferred.is_none() {
             // It does not even take one: that is why the message waits.
             self.deferred = self.split.clone();

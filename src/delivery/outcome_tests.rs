@@ -20,6 +20,7 @@ fn due(recipients: &[&str]) -> Due {
     Due {
         id: QueueId(1),
         received_at: start(),
+        tried_since: start(),
         mail_from: "odoo@example.com".to_owned(),
         recipients: recipients.iter().map(waiting).collect(),
         smtputf8: false,

@@ -122,6 +122,13 @@ pub fn judge(reply: &Reply, step: Step, mailbox: &Address) -> Judgement {
     Judgement { failure, special: row.special }
 }
 
+/// The advice on a reply that was kept as the text of its codes and its words; `None`: there is none to give.
+pub fn advice(codes: &str, text: &str, mailbox: &Address) -> Option<String> {
+    let (code, enhanced) = codes.split_once(' ').unwrap_or((codes, ""));
+    let reply = Reply::new(code.parse().ok()?, format!("{enhanced} {text}").trim_start());
+    Some(judge(&reply, Step::Dot, mailbox).failure.advice).filter(|advice| !advice.is_empty())
+}
+
 /// One row of the catalogue; whatever it leaves open matches.
 struct Row {
     /// Basic codes from, to.

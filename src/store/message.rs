@@ -74,6 +74,8 @@ pub struct Due {
     pub id: QueueId,
     /// When it was accepted.
     pub received_at: Timestamp,
+    /// From when on it is tried for `retry_for`: since it was accepted, or a person had it tried anew.
+    pub tried_since: Timestamp,
     /// The envelope's sender as Odoo gave it.
     pub mail_from: String,
     /// All recipients; only those that wait are to be sent.

@@ -3,6 +3,7 @@
 //! Readers use a pool of their own; everything that is written goes through one [`Writer`], which commits what many
 //! tasks hand in together. A write has happened, on disk, when its call returns.
 
+mod by_hand;
 mod inbox;
 mod invites;
 mod message;
@@ -15,6 +16,7 @@ mod sealed;
 mod tokens;
 mod writer;
 
+pub use by_hand::Selection;
 pub use inbox::{InboxLine, Mark, PushState, Received};
 pub use message::{
     Attempt, Due, NewMessage, Next, Queued, QueuedState, Recipient, RecipientState, Settlement, Totals,

@@ -93,7 +93,7 @@ impl Store {
     pub async fn due(&self, mailbox: &Address, now: Timestamp, limit: u32) -> Result<Vec<Due>, Error> {
         let rows = sqlx::query(
             "SELECT id, received_at, mail_from, recipients, smtputf8, eight_bit, new_from, message_id, size, attempts, \
-             unknown_since \
+             unknown_since, tried_since \
              FROM message WHERE state = 'waiting' AND mailbox = $1 AND next_attempt_at <= $2 \
              ORDER BY next_attempt_at, id LIMIT $3",
         )
@@ -106,7 +106,7 @@ impl Store {
         self.readable(&rows).await
     }
 
-    /// The waiting messages of a mailbox that were accepted by then, oldest first, due or not.
+    /// The waiting messages of a mailbox that are tried since then or longer, oldest first, due or not.
     ///
     /// # Errors
     /// The disk's.
@@ -118,8 +118,9 @@ impl Store {
     ) -> Result<Vec<Due>, Error> {
         let rows = sqlx::query(
             "SELECT id, received_at, mail_from, recipients, smtputf8, eight_bit, new_from, message_id, size, attempts, \
-             unknown_since \
-             FROM message WHERE state = 'waiting' AND mailbox = $1 AND received_at <= $2 ORDER BY id LIMIT $3",
+             unknown_since, tried_since \
+             FROM message WHERE state = 'waiting' AND mailbox = $1 \
+             AND coalesce(tried_since, received_at) <= $2 ORDER BY id LIMIT $3",
         )
         .bind(mailbox.as_str())
         .bind(millis(then))
@@ -428,14 +429,16 @@ fn interrupt(mut recipients: Vec<Recipient>) -> Vec<Recipient> {
     recipients
 }
 
-fn encode(recipients: &[Recipient]) -> Result<String, sqlx::Error> {
+pub(super) fn encode(recipients: &[Recipient]) -> Result<String, sqlx::Error> {
     serde_json::to_string(recipients).map_err(|error| sqlx::Error::Encode(Box::new(error)))
 }
 
 fn due_of(row: &SqliteRow) -> Result<Due, Error> {
+    let received_at = timestamp(column(row, "received_at")?);
     Ok(Due {
         id: QueueId(column(row, "id")?),
-        received_at: timestamp(column(row, "received_at")?),
+        received_at,
+        tried_since: column::<Option<i64>>(row, "tried_since")?.map_or(received_at, timestamp),
         mail_from: column(row, "mail_from")?,
         recipients: recipients(row)?,
         smtputf8: column::<i64>(row, "smtputf8")? != 0,
@@ -448,7 +451,7 @@ fn due_of(row: &SqliteRow) -> Result<Due, Error> {
     })
 }
 
-fn queued_of(row: &SqliteRow) -> Result<Queued, Error> {
+pub(super) fn queued_of(row: &SqliteRow) -> Result<Queued, Error> {
     let rule: String = column(row, "rule")?;
     let state: String = column(row, "state")?;
     Ok(Queued {

@@ -1,11 +1,12 @@
 //! The one writer. What tasks hand in while a commit runs goes into the next one together (group commit): the disk's
 //! sync, which is what a durable queue waits for, is paid once for all of them.
 
+use super::by_hand::ByHand;
 use super::inbox::InboxWrite;
 use super::invites::InviteWrite;
 use super::queue::QueueWrite;
 use super::tokens::StoredToken;
-use super::{Error, inbox, invites, queue, tokens};
+use super::{Error, by_hand, inbox, invites, queue, tokens};
 use crate::address::Address;
 use crate::sealing::Keyring;
 use sqlx::SqliteConnection;
@@ -23,6 +24,7 @@ pub(super) enum Write {
     Token(Address, StoredToken),
     Inbox(InboxWrite),
     Invite(InviteWrite),
+    ByHand(ByHand),
 }
 
 impl Write {
@@ -32,6 +34,7 @@ impl Write {
             Self::Token(..) => "keep a token",
             Self::Inbox(write) => write.operation(),
             Self::Invite(write) => write.operation(),
+            Self::ByHand(write) => write.operation(),
         }
     }
 
@@ -41,6 +44,7 @@ impl Write {
             Self::Token(mailbox, token) => tokens::apply(mailbox, token, connection, keys).await,
             Self::Inbox(write) => inbox::apply(write, connection).await,
             Self::Invite(write) => invites::apply(write, connection).await,
+            Self::ByHand(write) => by_hand::apply(write, connection).await,
         }
     }
 }

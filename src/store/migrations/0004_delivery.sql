@@ -2,6 +2,15 @@
 -- "unknown". Besides waiting | sending | failed, a message's state may be "held": a person decides what becomes of it.
 ALTER TABLE message ADD COLUMN unknown_since BIGINT;
 
+-- From when on it is tried for [delivery] retry_for; null: since it was accepted. A person may have it tried anew.
+ALTER TABLE message ADD COLUMN tried_since BIGINT;
+
+-- At most one row: how often a person changed the queue, so that the daemon sees what the command line did.
+CREATE TABLE by_hand (
+    one BIGINT NOT NULL PRIMARY KEY CHECK (one = 1),
+    count BIGINT NOT NULL
+);
+
 -- What each mailbox was made to send, by the minute: its pace survives a restart.
 CREATE TABLE pace (
     mailbox TEXT NOT NULL,

@@ -1,0 +1,166 @@
+//! What a person does to the queue: picks messages, has them tried again, cancels them.
+
+use super::queue::{encode, queued_of};
+use super::writer::Write;
+use super::{
+    Error, NewReport, QueueId, Queued, QueuedState, Recipient, RecipientState, Store, millis, report,
+};
+use crate::address::Address;
+use jiff::Timestamp;
+use sqlx::SqliteConnection;
+
+/// Which messages of the queue a person means; what is left open does not matter.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// Only those that go out through this mailbox.
+    pub mailbox: Option<Address>,
+    /// Only those in this state.
+    pub state: Option<QueuedState>,
+    /// Only those that were accepted before.
+    pub accepted_before: Option<Timestamp>,
+}
+
+impl Selection {
+    /// Whether a message is meant.
+    pub fn holds(&self, message: &Queued) -> bool {
+        self.mailbox.as_ref().is_none_or(|mailbox| *mailbox == message.mailbox)
+            && self.state.is_none_or(|state| state == message.state)
+            && self.accepted_before.is_none_or(|then| message.received_at < then)
+    }
+}
+
+#[derive(Debug)]
+pub(super) enum ByHand {
+    Retry(QueueId, Timestamp),
+    Cancel { id: QueueId, report: Option<NewReport>, now: Timestamp },
+}
+
+impl ByHand {
+    pub(super) fn operation(&self) -> &'static str {
+        match self {
+            Self::Retry(..) => "have a message tried again",
+            Self::Cancel { .. } => "cancel a message",
+        }
+    }
+}
+
+impl Store {
+    /// One message of the queue with its attempts; `None`: it is not there.
+    ///
+    /// # Errors
+    /// The disk's, and a row that makes no sense.
+    pub async fn queued_one(&self, id: QueueId) -> Result<Option<Queued>, Error> {
+        let row = sqlx::query(
+            "SELECT id, received_at, mail_from, recipients, header_from, message_id, size, mailbox, rule, state, \
+             next_attempt_at FROM message WHERE id = $1",
+        )
+        .bind(id.0)
+        .fetch_optional(&self.readers)
+        .await
+        .map_err(|source| Error::Read { operation: "a message", source })?;
+        let Some(row) = row else {
+            return Ok(None);
+        };
+        let mut message = queued_of(&row)?;
+        message.attempts = self.attempts(id).await?;
+        Ok(Some(message))
+    }
+
+    /// Has a message tried now, and for as long as a new one: also one that was given up or is held, whose recipients
+    /// it is sent to again. Returns whether it could be: not while an attempt is under way, or when it is gone.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub async fn retry(&self, id: QueueId, now: Timestamp) -> Result<bool, Error> {
+        self.by_hand(ByHand::Retry(id, now)).await
+    }
+
+    /// Takes a message out of the queue, and keeps a report of that for Odoo. Returns whether it could be: not while an
+    /// attempt is under way, or when it is gone.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub async fn cancel(
+        &self,
+        id: QueueId,
+        report: Option<NewReport>,
+        now: Timestamp,
+    ) -> Result<bool, Error> {
+        self.by_hand(ByHand::Cancel { id, report, now }).await
+    }
+
+    async fn by_hand(&self, what: ByHand) -> Result<bool, Error> {
+        match self.write(Write::ByHand(what)).await {
+            Ok(()) => Ok(true),
+            Err(Error::Write { source: sqlx::Error::RowNotFound, .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Counts what persons did to the queue, in this process or another.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub async fn done_by_hand(&self) -> Result<i64, Error> {
+        sqlx::query_scalar("SELECT coalesce(max(count), 0) FROM by_hand")
+            .fetch_one(&self.readers)
+            .await
+            .map_err(|source| Error::Read { operation: "what was done by hand", source })
+    }
+}
+
+pub(super) async fn apply(what: &ByHand, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    match what {
+        ByHand::Retry(id, now) => retry(*id, *now, connection).await?,
+        ByHand::Cancel { id, report, now } => {
+            let gone = sqlx::query("DELETE FROM message WHERE id = $1 AND state <> 'sending'")
+                .bind(id.0)
+                .execute(&mut *connection)
+                .await?;
+            if gone.rows_affected() == 0 {
+                return Err(sqlx::Error::RowNotFound);
+            }
+            if let Some(report) = report {
+                report::insert(*id, report, *now, connection).await?;
+            }
+        }
+    }
+    sqlx::query(
+        "INSERT INTO by_hand (one, count) VALUES (1, 1) ON CONFLICT (one) DO UPDATE SET count = count + 1",
+    )
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+async fn retry(id: QueueId, now: Timestamp, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    let (state, recipients): (String, String) =
+        sqlx::query_as("SELECT state, recipients FROM message WHERE id = $1 AND state <> 'sending'")
+            .bind(id.0)
+            .fetch_optional(&mut *connection)
+            .await?
+            .ok_or(sqlx::Error::RowNotFound)?;
+    // One that only waits keeps what is known of it: whether it was sent is still to be found out.
+    let recipients = match (state.as_str(), serde_json::from_str::<Vec<Recipient>>(&recipients)) {
+        ("held" | "failed", Ok(read)) => encode(&anew(read))?,
+        _ => recipients,
+    };
+    sqlx::query(
+        "UPDATE message SET state = 'waiting', next_attempt_at = $2, changed_at = $2, tried_since = $2, \
+         recipients = $3, unknown_since = CASE WHEN state = 'waiting' THEN unknown_since END WHERE id = $1",
+    )
+    .bind(id.0)
+    .bind(millis(now))
+    .bind(recipients)
+    .execute(connection)
+    .await
+    .map(drop)
+}
+
+/// All whom it did not surely reach are to be sent to again.
+fn anew(mut recipients: Vec<Recipient>) -> Vec<Recipient> {
+    for recipient in recipients.iter_mut().filter(|recipient| recipient.state != RecipientState::Sent) {
+        recipient.state = RecipientState::Waiting;
+    }
+    recipients
+}
