@@ -10,6 +10,7 @@ mod connect;
 mod consent;
 mod crash;
 mod daemon;
+mod disk;
 mod doctor;
 mod faults;
 mod incoming;

@@ -4,6 +4,7 @@
 //! tasks hand in together. A write has happened, on disk, when its call returns.
 
 mod by_hand;
+mod error;
 mod inbox;
 mod invites;
 mod message;
@@ -17,6 +18,7 @@ mod tokens;
 mod writer;
 
 pub use by_hand::Selection;
+pub use error::Error;
 pub use inbox::{InboxLine, Mark, PushState, Received};
 pub use message::{
     Attempt, Due, NewMessage, Next, Queued, QueuedState, Recipient, RecipientState, Settlement, Totals,
@@ -28,7 +30,7 @@ pub use tokens::StoredToken;
 pub use writer::Writer;
 
 use crate::address::Address;
-use crate::sealing::{self, Keyring, check_key_file};
+use crate::sealing::{Keyring, check_key_file};
 use crate::section::Section;
 use jiff::Timestamp;
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
@@ -49,6 +51,10 @@ use tokio_util::sync::CancellationToken;
 
 /// Where the store lies when the file does not say.
 const DEFAULT_PATH: &str = "/var/lib/outlook-relay/relay.db";
+
+/// So many bytes of the disk are never filled with new mail: an attempt is booked, and what was sent is deleted, by
+/// writing. So the queue drains, and the relay recovers by itself.
+const RESERVE: u64 = 16 << 20;
 
 /// The `[store]` section.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,108 +107,6 @@ impl Config {
     }
 }
 
-/// What went wrong with the store, by operation.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The folder could not be made.
-    #[error(
-        "{path}: the store's folder cannot be created: run as a user who may write there, or set [store] url"
-    )]
-    Folder {
-        /// The folder.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The file could not be made.
-    #[error(
-        "{path}: the store cannot be created or written: run as a user who may write there, or set [store] url"
-    )]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The file is not there, and the command would only read it.
-    #[error("{path}: there is no store yet: the daemon creates it when it first runs")]
-    Absent {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The database could not be opened.
-    #[error("{path}: the store cannot be opened")]
-    Open {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: sqlx::Error,
-    },
-    /// The tables could not be brought up to date.
-    #[error("{path}: the store's tables cannot be brought up to date")]
-    Migrate {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: MigrateError,
-    },
-    /// The file has tables that this version does not know.
-    #[error(
-        "{path}: a newer version of outlook-relay wrote this store (its migration {version}): install that version again"
-    )]
-    Newer {
-        /// The file.
-        path: PathBuf,
-        /// The migration's number.
-        version: i64,
-    },
-    /// A read failed.
-    #[error("the store could not be read ({operation})")]
-    Read {
-        /// What was read.
-        operation: &'static str,
-        /// Why.
-        source: sqlx::Error,
-    },
-    /// A write failed; nothing of it was kept.
-    #[error("the store could not be written ({operation})")]
-    Write {
-        /// What was written.
-        operation: &'static str,
-        /// Why.
-        source: sqlx::Error,
-    },
-    /// The writer has stopped: the daemon is shutting down.
-    #[error("the store is closed: the daemon is shutting down")]
-    Closed,
-    /// The key of the tokens is missing, another one, or cannot be made.
-    #[error(transparent)]
-    Key(#[from] sealing::Error),
-    /// A token cannot be opened.
-    #[error("the refresh token of {mailbox} cannot be opened")]
-    Sealed {
-        /// Whose it is.
-        mailbox: Address,
-        /// Why.
-        source: sealing::Error,
-    },
-    /// The key that is said to be lost is there.
-    #[error("{path}: the key of the stored tokens is there: rotate it without --lost")]
-    KeyNotLost {
-        /// Its file.
-        path: PathBuf,
-    },
-    /// Another process changes the key.
-    #[error("another process changes the store's key at the moment: try again when it is done")]
-    KeyBusy,
-    /// A row does not make sense.
-    #[error("the store holds a row that makes no sense ({what})")]
-    Row {
-        /// Which, and why.
-        what: String,
-    },
-}
-
 /// A message's id in the queue: the microsecond of its arrival, moved on where two would share one, so that ids are
 /// unique, ordered by arrival, and do not start anew with a new store. Shown in Crockford's base 32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -250,6 +154,7 @@ impl serde::Serialize for QueueId {
 /// A handle on the store; clones share it.
 #[derive(Clone, Debug)]
 pub struct Store {
+    path: Arc<Path>,
     readers: SqlitePool,
     keys: Arc<Keyring>,
     writes: mpsc::Sender<writer::Job>,
@@ -310,6 +215,7 @@ impl Store {
         let keys = Arc::new(keys);
         let writer = Writer::new(connection, keys.clone(), jobs, closing.clone(), unwritable.clone());
         let store = Self {
+            path: Arc::from(config.path.as_path()),
             readers,
             keys,
             writes,
@@ -325,6 +231,27 @@ impl Store {
     /// Why the last write failed, if it did: a full disk, mostly.
     pub fn unwritable(&self) -> Option<String> {
         self.unwritable.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether a message of `size` bytes can be kept without touching the [`RESERVE`]. It is written twice: to the log
+    /// of the database first.
+    async fn check_room(&self, size: usize) -> Result<(), Error> {
+        // Where it cannot be asked, writing tells.
+        let Ok(disk) = rustix::fs::statvfs(&*self.path) else {
+            return Ok(());
+        };
+        let mut free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        let needed = u64::try_from(size).unwrap_or(u64::MAX).saturating_mul(2).saturating_add(RESERVE);
+        if free < needed {
+            // What was sent left room in the file itself.
+            let pages = "SELECT freelist_count * page_size FROM pragma_freelist_count, pragma_page_size";
+            let inside: i64 = sqlx::query_scalar(pages)
+                .fetch_one(&self.readers)
+                .await
+                .map_err(|source| Error::Read { operation: "the room that is left", source })?;
+            free = free.saturating_add(inside.unsigned_abs());
+        }
+        if free >= needed { Ok(()) } else { Err(Error::Full { path: self.path.to_path_buf(), free }) }
     }
 
     /// A new id for a message that arrives `now`.

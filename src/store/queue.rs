@@ -39,8 +39,9 @@ impl Store {
     /// Accepts a message: it is on disk when this returns.
     ///
     /// # Errors
-    /// The disk's; then nothing was kept.
+    /// The disk's, and where it is nearly full; then nothing was kept.
     pub async fn accept(&self, message: NewMessage) -> Result<(), Error> {
+        self.check_room(message.content.len()).await?;
         let arrivals = self.arrivals(&message.mailbox);
         self.write(Write::Queue(QueueWrite::Accept(Box::new(message)))).await?;
         arrivals.notify_one();

@@ -2,6 +2,7 @@
 
 use super::rotation::{Rotation, STEPS};
 use super::*;
+use crate::sealing;
 use crate::sealing::Key;
 use secrecy::{ExposeSecret, SecretBox, SecretString};
 use std::os::unix::fs::PermissionsExt;
