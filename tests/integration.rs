@@ -22,5 +22,6 @@ mod rotation;
 mod sealing;
 #[path = "support/selftest/mod.rs"]
 mod selftest;
+mod soak;
 mod support;
 mod tokens;
