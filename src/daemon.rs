@@ -118,7 +118,7 @@ async fn start(
     let mailboxes: Arc<[Arc<Mailbox>]> = config.mailboxes.iter().cloned().map(Mailbox::new).collect();
     let gateway = config.odoo.gateway.clone().map(|gateway| Gateway::new(gateway, http.clone()));
     let consents = Consents::new(&mailboxes, store.clone(), http.clone());
-    let (tokens, keepers) = Tokens::new(&mailboxes, store.clone(), http.clone());
+    let (tokens, keepers) = Tokens::new(&mailboxes, store.clone(), http.clone()).await?;
     let odoo = config.odoo.gateway.as_ref();
     let doctor = Doctor::new(mailboxes.clone(), tokens.clone(), odoo, &http, tls.clone());
     for keeper in keepers {

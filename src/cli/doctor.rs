@@ -90,7 +90,7 @@ async fn alone(config: &Config, only: Option<&Address>) -> anyhow::Result<Report
         .cloned()
         .map(Mailbox::new)
         .collect();
-    let (tokens, keepers) = Tokens::new(&mailboxes, store.clone(), http.clone());
+    let (tokens, keepers) = Tokens::new(&mailboxes, store.clone(), http.clone()).await?;
     let soft = CancellationToken::new();
     let mut keeping: JoinSet<()> = keepers.into_iter().map(|keeper| keeper.run(soft.clone())).collect();
     let doctor = Doctor::new(mailboxes, tokens, config.odoo.gateway.as_ref(), &http, tls);

@@ -98,7 +98,8 @@ impl Bed {
         });
         let tls = tls::client(Some(&certificates.ca_file())).unwrap();
         let http = tokens::endpoint::http_client(&tls).unwrap();
-        let (tokens, keepers) = Tokens::new(std::slice::from_ref(&mailbox), store.clone(), http);
+        let (tokens, keepers) =
+            Tokens::new(std::slice::from_ref(&mailbox), store.clone(), http).await.unwrap();
         let (soft, hard) = (CancellationToken::new(), CancellationToken::new());
         for keeper in keepers {
             tokio::spawn(keeper.run(soft.clone()));

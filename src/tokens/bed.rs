@@ -99,7 +99,8 @@ impl Bed {
         let folder = tempfile::tempdir().unwrap();
         let (store, writer) = store(folder.path(), token).await;
         let mailbox = mailbox("john@contoso.com", &endpoint, change);
-        let (tokens, keepers) = Tokens::new(std::slice::from_ref(&mailbox), store.clone(), http());
+        let (tokens, keepers) =
+            Tokens::new(std::slice::from_ref(&mailbox), store.clone(), http()).await.unwrap();
         let soft = CancellationToken::new();
         let [keeper] = keepers.try_into().unwrap_or_else(|_| panic!("one keeper"));
         let keeper = tokio::spawn(keeper.run(soft.clone()));

@@ -32,7 +32,7 @@ pub struct Keeper {
     /// Failures in a row.
     tries: u32,
     doubt: Doubt,
-    /// The newest consent that was tried.
+    /// The newest consent that was tried, or was there at the start: that one waits for its turn, `due`.
     tried_consent: Option<Timestamp>,
     generation: u64,
     /// Got, but not on disk yet: the disk failed. Not handed out, and not lost while the relay runs.
@@ -58,6 +58,7 @@ impl Keeper {
         in_flight: Arc<Semaphore>,
         spread: Duration,
     ) -> Self {
+        let tried_consent = slot.live.borrow().consented_at;
         Self {
             slot,
             store,
@@ -66,7 +67,7 @@ impl Keeper {
             due: Instant::now() + spread,
             tries: 0,
             doubt: Doubt::default(),
-            tried_consent: None,
+            tried_consent,
             generation: 0,
             unkept: None,
         }
@@ -269,4 +270,38 @@ fn store_failure(error: &store::Error) -> Failure {
     Failure::new(Class::Transient, "store", chain(error)).advise(
         "check the disk of the store: a token that cannot be kept is not used, since losing it would cost the consent",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Tokens;
+    use super::super::bed::{CONSENT, address, http, mailbox, store, stored};
+    use super::super::scripted::Endpoint;
+    use super::*;
+
+    /// The first token kept changes the store, and so makes the daemon look for new consents while most keepers still
+    /// wait for their turn.
+    #[tokio::test]
+    async fn a_look_at_the_store_leaves_each_first_refresh_to_its_turn() {
+        let endpoint = Endpoint::start().await;
+        let folder = tempfile::tempdir().unwrap();
+        let (store, writer) = store(folder.path(), None).await;
+        tokio::spawn(writer.run());
+        let names: Vec<_> = (0..100).map(|number| address(&format!("m{number}@contoso.com"))).collect();
+        for name in &names {
+            store.keep_token(name, stored("refresh-0-secret", CONSENT)).await.unwrap();
+        }
+        let mailboxes: Vec<_> = names.iter().map(|name| mailbox(name.as_str(), &endpoint, |_| ())).collect();
+        let (tokens, mut keepers) = Tokens::new(&mailboxes, store.clone(), http()).await.unwrap();
+        tokens.reload().await.unwrap();
+        let early = |keeper: &&Keeper| keeper.is_time() && Instant::now() < keeper.due;
+        assert_eq!(keepers.iter().filter(early).count(), 0);
+
+        // Another consent is used at once.
+        keepers.iter_mut().for_each(|keeper| keeper.due += Duration::from_secs(3600));
+        store.keep_token(&names[7], stored("refresh-new-secret", CONSENT + 1)).await.unwrap();
+        tokens.reload().await.unwrap();
+        let woken: Vec<_> = keepers.iter().filter(early).map(|keeper| keeper.mailbox().address()).collect();
+        assert_eq!(woken, [&names[7]]);
+    }
 }

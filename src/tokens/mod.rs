@@ -144,14 +144,23 @@ pub struct Tokens {
 impl Tokens {
     /// The tokens of the given mailboxes, and a keeper for each, which the daemon has to run. `http` is
     /// [`endpoint::http_client`]'s: one that follows redirects would carry a refresh token elsewhere.
-    pub fn new(mailboxes: &[Arc<Mailbox>], store: Store, http: reqwest::Client) -> (Self, Vec<Keeper>) {
+    ///
+    /// # Errors
+    /// The store's: which consents there are has to be known, so that a later look at it finds only other ones new.
+    pub async fn new(
+        mailboxes: &[Arc<Mailbox>],
+        store: Store,
+        http: reqwest::Client,
+    ) -> Result<(Self, Vec<Keeper>), store::Error> {
+        let consents: HashMap<_, _> = store.consents().await?.into_iter().collect();
         let in_flight = Arc::new(Semaphore::new(MOST_IN_FLIGHT));
         let mut slots = HashMap::with_capacity(mailboxes.len());
         let mut keepers = Vec::with_capacity(mailboxes.len());
         for mailbox in mailboxes {
+            let consented_at = consents.get(mailbox.address()).copied();
             let slot = Arc::new(Slot {
                 mailbox: mailbox.clone(),
-                live: watch::Sender::default(),
+                live: watch::Sender::new(Live { consented_at, ..Live::default() }),
                 wake: Notify::new(),
             });
             slots.insert(mailbox.address().clone(), slot.clone());
@@ -159,7 +168,7 @@ impl Tokens {
             keepers.push(Keeper::new(slot, store.clone(), http.clone(), in_flight.clone(), spread));
         }
         let slots = Arc::new(slots);
-        (Self { slots, store }, keepers)
+        Ok((Self { slots, store }, keepers))
     }
 
     /// A token that is good for another minute at least (where it lives for less than six: a sixth of its life). Waits

@@ -162,7 +162,8 @@ async fn a_token_whose_key_is_gone_is_the_administrators_and_is_not_deleted() {
     store::Store::replace_lost_key(&store::Config::at(bed.folder.path().join("relay.db"))).await.unwrap();
     let (store, writer) = Store::open(&store::Config::at(bed.folder.path().join("relay.db"))).await.unwrap();
     tokio::spawn(writer.run());
-    let (tokens, keepers) = Tokens::new(std::slice::from_ref(&bed.mailbox), store.clone(), http());
+    let (tokens, keepers) =
+        Tokens::new(std::slice::from_ref(&bed.mailbox), store.clone(), http()).await.unwrap();
     for keeper in keepers {
         tokio::spawn(keeper.run(bed.soft.clone()));
     }
@@ -278,7 +279,7 @@ async fn at_most_eight_refreshes_are_under_way() {
             })
         })
         .collect();
-    let (tokens, keepers) = Tokens::new(&mailboxes, store, http());
+    let (tokens, keepers) = Tokens::new(&mailboxes, store, http()).await.unwrap();
     for keeper in keepers {
         tokio::spawn(keeper.run(CancellationToken::new()));
     }
@@ -304,7 +305,8 @@ async fn a_mailbox_that_is_none_and_a_keeper_that_never_ran_are_said() {
     let failure = bed.tokens.access_token(&address("nobody@contoso.com")).await;
     assert_eq!(failure.unwrap_err().code, "unknown_mailbox");
     assert_eq!(bed.tokens.state(&address("nobody@contoso.com")), None);
-    let (tokens, keepers) = Tokens::new(std::slice::from_ref(&bed.mailbox), bed.store.clone(), http());
+    let (tokens, keepers) =
+        Tokens::new(std::slice::from_ref(&bed.mailbox), bed.store.clone(), http()).await.unwrap();
     drop(keepers);
     assert_eq!(tokens.access_token(&john()).await.unwrap_err().code, "stopping");
 }

@@ -77,7 +77,7 @@ impl World {
         let tls = tls::client(config.microsoft.ca_file.as_deref()).unwrap();
         let http = endpoint::http_client(&tls).unwrap();
         let gateway = Gateway::new(config.odoo.gateway.clone().unwrap(), http.clone());
-        let (tokens, keepers) = Tokens::new(&mailboxes, store.clone(), http);
+        let (tokens, keepers) = Tokens::new(&mailboxes, store.clone(), http).await.unwrap();
         let soft = CancellationToken::new();
         let keeping: Vec<_> =
             keepers.into_iter().map(|keeper| tokio::spawn(keeper.run(soft.clone()))).collect();
