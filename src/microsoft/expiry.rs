@@ -119,14 +119,16 @@ impl Warning {
     }
 }
 
+/// What to warn of at each look: nothing, where `said` is today already.
+fn due(apps: &[Config], today: Date, said: &mut Option<Date>) -> Vec<Warning> {
+    if said.replace(today) == Some(today) { Vec::new() } else { warnings(apps, today) }
+}
+
 /// Logs the warnings at once and then daily, until `soft` is cancelled.
 pub async fn watch(apps: Vec<Config>, soft: CancellationToken) {
     let mut said = None;
     loop {
-        let today = day(clock::now());
-        if said.replace(today) != Some(today) {
-            warnings(&apps, today).iter().for_each(Warning::log);
-        }
+        due(&apps, day(clock::now()), &mut said).iter().for_each(Warning::log);
         tokio::select! {
             () = soft.cancelled() => return,
             () = tokio::time::sleep(LOOK_EVERY) => {}
@@ -185,5 +187,27 @@ mod tests {
         assert_eq!(told, [("a", 0, false), ("b", -1, true)]);
         assert!(found[0].seen.contains("app a expires today, 2027-11-20"), "{}", found[0].seen);
         assert!(found[1].remedy.contains("client_secret_expires"));
+    }
+
+    #[test]
+    fn each_day_is_warned_of_once_however_often_is_looked_and_however_long_the_relay_runs() {
+        let apps = [app("a", date(2027, 11, 20), true)];
+        let start: Timestamp = "2027-10-19T23:50:00Z".parse().unwrap();
+        let mut said = None;
+        let mut told = Vec::new();
+        for look in 0..34 * 96 {
+            let now = clock::after(start, LOOK_EVERY * look);
+            told.extend(due(&apps, day(now), &mut said).iter().map(|warning| (day(now), warning.days)));
+        }
+        let daily = |days| (date(2027, 11, 20).saturating_sub(jiff::Span::new().days(days)), days);
+        let expected: Vec<_> = (-2..=30).rev().map(daily).collect();
+        assert_eq!(told, expected, "each day from the thirtieth before to the second after");
+
+        // The machine slept for days, then its clock was set back by one.
+        let today = date(2027, 11, 19);
+        let mut said = Some(date(2027, 11, 1));
+        assert_eq!(due(&apps, today, &mut said).len(), 1);
+        assert_eq!(due(&apps, today, &mut said), []);
+        assert_eq!(due(&apps, today.yesterday().unwrap(), &mut said).len(), 1);
     }
 }
