@@ -26,7 +26,7 @@ pub struct Keeper {
     slot: Arc<Slot>,
     store: Store,
     http: reqwest::Client,
-    in_flight: Arc<Semaphore>,
+    pub(super) in_flight: Arc<Semaphore>,
     /// When it is time for the next attempt, if nothing calls for it before.
     due: Instant,
     /// Failures in a row.

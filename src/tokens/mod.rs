@@ -339,4 +339,6 @@ mod endpoint_tests;
 #[cfg(test)]
 mod scripted;
 #[cfg(test)]
+mod soak;
+#[cfg(test)]
 mod tests;

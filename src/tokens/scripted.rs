@@ -8,6 +8,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 /// What the endpoint does with a request.
 #[derive(Clone)]
@@ -21,6 +22,19 @@ pub(super) enum Answer {
 impl Answer {
     pub(super) fn json(status: u16, body: &Value) -> Self {
         Self::Http(status, "content-type: application/json\r\n", body.to_string())
+    }
+
+    /// New tokens.
+    pub(super) fn tokens(number: usize, expires_in: u64) -> Self {
+        Self::json(
+            200,
+            &json!({
+                "token_type": "Bearer",
+                "expires_in": expires_in,
+                "access_token": format!("access-{number}-secret"),
+                "refresh_token": format!("refresh-{number}-secret"),
+            }),
+        )
     }
 
     /// An error as Microsoft writes it.
@@ -38,12 +52,15 @@ impl Answer {
     }
 }
 
-#[derive(Default)]
 pub(super) struct Script {
-    /// The next answers; then new tokens, numbered by the requests.
+    /// The next answers …
     pub(super) answers: VecDeque<Answer>,
+    /// … and then those by the request's number, from 1: new tokens.
+    pub(super) otherwise: fn(usize) -> Answer,
     /// The form of each request, and under `authorization` that header.
     pub(super) requests: Vec<HashMap<String, String>>,
+    /// When each came, by the timers' clock.
+    pub(super) times: Vec<Instant>,
     in_flight: usize,
     pub(super) most_in_flight: usize,
 }
@@ -60,7 +77,14 @@ impl Endpoint {
     pub(super) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let script = Arc::new(Mutex::new(Script::default()));
+        let script = Arc::new(Mutex::new(Script {
+            answers: VecDeque::new(),
+            otherwise: |number| Answer::tokens(number, 3600),
+            requests: Vec::new(),
+            times: Vec::new(),
+            in_flight: 0,
+            most_in_flight: 0,
+        }));
         let gate = Arc::new(Semaphore::new(Semaphore::MAX_PERMITS));
         let shared = (script.clone(), gate.clone());
         let server = tokio::spawn(async move {
@@ -113,26 +137,17 @@ async fn serve(stream: TcpStream, script: &Mutex<Script>, gate: &Semaphore) {
     stream.read_exact(&mut body).await.unwrap();
     let mut form: HashMap<String, String> = url::form_urlencoded::parse(&body).into_owned().collect();
     form.extend(authorization.map(|value| ("authorization".to_owned(), value)));
-    let (number, answer) = {
+    let answer = {
         let mut script = script.lock().unwrap();
         script.requests.push(form);
+        script.times.push(Instant::now());
         script.in_flight += 1;
         script.most_in_flight = script.most_in_flight.max(script.in_flight);
-        (script.requests.len(), script.answers.pop_front())
+        let number = script.requests.len();
+        script.answers.pop_front().unwrap_or_else(|| (script.otherwise)(number))
     };
     gate.acquire().await.unwrap().forget();
     script.lock().unwrap().in_flight -= 1;
-    let answer = answer.unwrap_or_else(|| {
-        Answer::json(
-            200,
-            &json!({
-                "token_type": "Bearer",
-                "expires_in": 3600,
-                "access_token": format!("access-{number}-secret"),
-                "refresh_token": format!("refresh-{number}-secret"),
-            }),
-        )
-    });
     if let Answer::Http(status, headers, body) = answer {
         let length = body.len();
         let head = format!(
