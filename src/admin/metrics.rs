@@ -4,6 +4,7 @@ use super::light::of_token;
 use super::status::Status;
 use jiff::Timestamp;
 use std::fmt::Write;
+use std::time::Duration;
 
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -46,6 +47,14 @@ pub(super) fn text(status: &Status, now: Timestamp) -> String {
 
     Family::new(&mut out, "store_writable", "gauge", "0: no mail is accepted and none is sent.")
         .sample(&[], u8::from(status.store.is_none()));
+
+    let written = &status.written;
+    Family::new(&mut out, "store_commits_total", "counter", "Commits, each of which waited for the disk.")
+        .sample(&[], written.commits);
+    Family::new(&mut out, "store_writes_total", "counter", "Writes to the store, which share commits.")
+        .sample(&[], written.writes);
+    Family::new(&mut out, "store_commit_seconds_total", "counter", "Time spent in commits.")
+        .sample(&[], Duration::from_micros(written.micros).as_secs_f64());
 
     let mut each = |name, kind, help, add: &dyn Fn(&mut Family<'_>, &super::MailboxStatus)| {
         let mut family = Family::new(&mut out, name, kind, help);
@@ -160,6 +169,7 @@ mod tests {
             odoo: None,
             last_failures: Vec::new(),
             store: None,
+            written: Default::default(),
             warnings: Vec::new(),
         };
         let text = text(&status, now);

@@ -271,6 +271,7 @@ mod tests {
             odoo: None,
             last_failures: Vec::new(),
             store: None,
+            written: Default::default(),
             warnings: Vec::new(),
         }
     }

@@ -9,7 +9,7 @@ use crate::microsoft::Grant;
 use crate::microsoft::expiry::{self, Warning};
 use crate::microsoft::smtp_replies::{self, Reply, Step};
 use crate::odoo::Gateway;
-use crate::store::{self, ConsentAge, FailedMessage, InboxLine, RefusedMessage, Store, Totals};
+use crate::store::{self, ConsentAge, FailedMessage, InboxLine, RefusedMessage, Store, Totals, Written};
 use crate::tokens::{TokenState, Tokens};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,9 @@ pub struct Status {
     /// Why the store could not be written the last time, if it could not: then no mail is accepted, and none sent.
     #[serde(default)]
     pub store: Option<String>,
+    /// What was written to the store since the daemon started.
+    #[serde(default)]
+    pub written: Written,
     /// The messages of either direction that failed last and are not done with, newest first.
     #[serde(default)]
     pub last_failures: Vec<LastFailure>,
@@ -187,6 +190,7 @@ impl Sources {
             last_failures,
             warnings,
             store,
+            written: self.store.written(),
         })
     }
 

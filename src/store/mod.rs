@@ -27,7 +27,7 @@ pub use overview::{ConsentAge, FailedMessage, RefusedMessage};
 pub use pace::Pace;
 pub use report::{NewReport, Report};
 pub use tokens::StoredToken;
-pub use writer::Writer;
+pub use writer::{Writer, Written};
 
 use crate::address::Address;
 use crate::sealing::{Keyring, check_key_file};
@@ -163,6 +163,7 @@ pub struct Store {
     arrivals: Arc<Mutex<HashMap<Address, Arc<Notify>>>>,
     woken: watch::Sender<()>,
     unwritable: writer::Unwritable,
+    counted: Arc<writer::Counted>,
 }
 
 impl Store {
@@ -213,7 +214,9 @@ impl Store {
         let closing = CancellationToken::new();
         let unwritable = writer::Unwritable::default();
         let keys = Arc::new(keys);
-        let writer = Writer::new(connection, keys.clone(), jobs, closing.clone(), unwritable.clone());
+        let counted = Arc::<writer::Counted>::default();
+        let writer =
+            Writer::new(connection, keys.clone(), jobs, closing.clone(), unwritable.clone(), counted.clone());
         let store = Self {
             path: Arc::from(config.path.as_path()),
             readers,
@@ -224,6 +227,7 @@ impl Store {
             arrivals: Arc::default(),
             woken: watch::Sender::default(),
             unwritable,
+            counted,
         };
         Ok((store, writer))
     }
@@ -231,6 +235,11 @@ impl Store {
     /// Why the last write failed, if it did: a full disk, mostly.
     pub fn unwritable(&self) -> Option<String> {
         self.unwritable.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What was written since this process opened the store.
+    pub fn written(&self) -> Written {
+        self.counted.now()
     }
 
     /// Whether a message of `size` bytes can be kept without touching the [`RESERVE`]. It is written twice: to the log

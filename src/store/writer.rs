@@ -10,7 +10,9 @@ use super::{Error, by_hand, inbox, invites, queue, tokens};
 use crate::address::Address;
 use crate::sealing::Keyring;
 use sqlx::SqliteConnection;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -56,6 +58,42 @@ pub(super) struct Job {
     pub(super) done: oneshot::Sender<Result<(), Error>>,
 }
 
+/// What the writer did since the start: where the time of a durable queue goes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Written {
+    /// Commits, each of which waited for the disk.
+    pub commits: u64,
+    /// Writes, which share commits.
+    pub writes: u64,
+    /// Microseconds from the beginning of a commit's first write to its end.
+    pub micros: u64,
+}
+
+/// [`Written`] while it is counted.
+#[derive(Debug, Default)]
+pub(super) struct Counted {
+    commits: AtomicU64,
+    writes: AtomicU64,
+    micros: AtomicU64,
+}
+
+impl Counted {
+    fn add(&self, writes: usize, since: Instant) {
+        self.commits.fetch_add(1, Ordering::Relaxed);
+        self.writes.fetch_add(u64::try_from(writes).unwrap_or_default(), Ordering::Relaxed);
+        let micros = u64::try_from(since.elapsed().as_micros()).unwrap_or_default();
+        self.micros.fetch_add(micros, Ordering::Relaxed);
+    }
+
+    pub(super) fn now(&self) -> Written {
+        Written {
+            commits: self.commits.load(Ordering::Relaxed),
+            writes: self.writes.load(Ordering::Relaxed),
+            micros: self.micros.load(Ordering::Relaxed),
+        }
+    }
+}
+
 /// Owns the only connection that writes.
 #[derive(Debug)]
 pub struct Writer {
@@ -64,6 +102,7 @@ pub struct Writer {
     jobs: mpsc::Receiver<Job>,
     closing: CancellationToken,
     unwritable: Unwritable,
+    counted: Arc<Counted>,
 }
 
 /// Why the last write failed, if it did: shared with every [`super::Store`].
@@ -76,14 +115,16 @@ impl Writer {
         jobs: mpsc::Receiver<Job>,
         closing: CancellationToken,
         unwritable: Unwritable,
+        counted: Arc<Counted>,
     ) -> Self {
-        Self { connection, keys, jobs, closing, unwritable }
+        Self { connection, keys, jobs, closing, unwritable, counted }
     }
 
     /// Writes until the store is closed, or every [`super::Store`] dropped, and all that was handed in is on disk.
     pub async fn run(mut self) {
         let mut batch = Vec::with_capacity(MOST_TOGETHER);
         while self.next(&mut batch).await > 0 {
+            let begun = Instant::now();
             if let Err(error) =
                 commit(&mut self.connection, &self.keys, batch.iter().map(|job| &job.write)).await
             {
@@ -96,6 +137,7 @@ impl Writer {
                     drop(job.done.send(written.map_err(|source| Error::Write { operation, source })));
                 }
             } else {
+                self.counted.add(batch.len(), begun);
                 self.note(None);
             }
             // A waiter that went away no longer wants to know.

@@ -1,11 +1,12 @@
 //! How fast the relay accepts: N messages over C sessions, each with a 250 only once it is on disk. Delivery is held (no
 //! token can be had), so that only accepting is measured.
 //!
-//! `cargo run --release --example bench [-- --messages 5000 --sessions 1,8,32 --size 20000]`
+//! `cargo run --release --example bench [-- --messages 5000 --sessions 1,8,32,100 --sizes 2000,20000,200000]`
 //!
-//! Prints, for each number of sessions, messages a second, the median and the 99th percentile of the time from the
-//! message's end to its 250, the daemon's peak memory, and two ratios: to one session, and to the disk alone (the same
-//! bytes, appended to one file and synced, one after the other). Ratios count; figures vary with the machine.
+//! Prints, for each size and number of sessions, messages a second, the median and the 99th percentile of the time from
+//! the message's end to its 250, the daemon's peak memory, how many writes share a commit, the share of the time in which
+//! a commit was under way, and two ratios: to one session, and to the disk alone (the same bytes, appended to one file and
+//! synced, one after the other). Ratios count; figures vary with the machine.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that prints what it measures")]
 
@@ -38,21 +39,24 @@ fn main() -> ExitCode {
 struct Options {
     messages: usize,
     sessions: Vec<usize>,
-    size: usize,
+    sizes: Vec<usize>,
 }
 
 fn options() -> Result<Options> {
-    let mut options = Options { messages: 5_000, sessions: vec![1, 8, 32], size: 20_000 };
+    let mut options = Options { messages: 5_000, sessions: vec![1, 8, 32, 100], sizes: vec![20_000] };
+    let list = |value: &str| value.split(',').map(str::parse).collect::<std::result::Result<Vec<usize>, _>>();
     let mut arguments = std::env::args().skip(1);
     while let Some(name) = arguments.next() {
         let value = arguments.next().ok_or_else(|| format!("{name} needs a value"))?;
         match name.as_str() {
             "--messages" => options.messages = value.parse()?,
-            "--size" => options.size = value.parse()?,
-            "--sessions" => {
-                options.sessions = value.split(',').map(str::parse).collect::<std::result::Result<_, _>>()?;
+            "--sizes" => options.sizes = list(&value)?,
+            "--sessions" => options.sessions = list(&value)?,
+            _ => {
+                return Err(
+                    format!("{name} is unknown: --messages N --sessions A,B --sizes BYTES,BYTES").into()
+                );
             }
-            _ => return Err(format!("{name} is unknown: --messages N --sessions A,B --size BYTES").into()),
         }
     }
     if options.messages == 0 || options.sessions.contains(&0) || options.sessions.is_empty() {
@@ -63,7 +67,11 @@ fn options() -> Result<Options> {
 
 fn bench() -> Result<()> {
     let options = options()?;
-    let message = message(options.size);
+    options.sizes.iter().try_for_each(|&size| bench_size(&options, size))
+}
+
+fn bench_size(options: &Options, size: usize) -> Result<()> {
+    let message = message(size);
     let folder = tempfile::Builder::new().prefix("bench").tempdir_in("target")?;
     let disk = disk_alone(folder.path(), &message, options.messages.min(2_000))?;
     println!(
@@ -71,11 +79,14 @@ fn bench() -> Result<()> {
         options.messages,
         message.len()
     );
-    println!("sessions  messages/s  p50 ms  p99 ms  peak MiB  to 1 session  to the disk alone");
+    println!(
+        "sessions  messages/s  p50 ms  p99 ms  peak MiB  writes/commit  in commits  to 1 session  to the disk alone"
+    );
     let mut alone = None;
     for &sessions in &options.sessions {
         let relay = Relay::start(&folder.path().join(sessions.to_string()))?;
         let (rate, mut waits) = load(relay.address, &message, options.messages, sessions)?;
+        let written = relay.written()?;
         waits.sort_unstable();
         let at = |share: f64| {
             let index = (waits.len() as f64 * share) as usize;
@@ -83,10 +94,12 @@ fn bench() -> Result<()> {
         };
         let alone = *alone.get_or_insert(rate);
         println!(
-            "{sessions:8}  {rate:10.0}  {:6.2}  {:6.2}  {:8.1}  {:12.2}  {:17.2}",
+            "{sessions:8}  {rate:10.0}  {:6.2}  {:6.2}  {:8.1}  {:13.1}  {:9.0}%  {:12.2}  {:17.2}",
             at(0.50),
             at(0.99),
             relay.peak_memory()? as f64 / 1_024.0,
+            written.writes / written.commits.max(1.0),
+            100.0 * written.seconds * rate / options.messages as f64,
             rate / alone,
             rate / disk
         );
@@ -120,10 +133,18 @@ fn disk_alone(folder: &Path, message: &[u8], messages: usize) -> Result<f64> {
     Ok(messages as f64 / start.elapsed().as_secs_f64())
 }
 
+/// What was written to the store.
+struct Written {
+    commits: f64,
+    writes: f64,
+    seconds: f64,
+}
+
 /// The real daemon, as a process of its own.
 struct Relay {
     process: Child,
     address: SocketAddr,
+    admin: SocketAddr,
     config: std::path::PathBuf,
 }
 
@@ -143,7 +164,7 @@ impl Relay {
         )?;
         let log = File::create(folder.join("log"))?;
         let process = Self::command(&config, "run").stderr(log).spawn()?;
-        let relay = Self { process, address, config };
+        let relay = Self { process, address, admin, config };
         let deadline = Instant::now() + Duration::from_secs(30);
         while TcpStream::connect(address).is_err() {
             if Instant::now() > deadline {
@@ -164,6 +185,24 @@ impl Relay {
             .arg(config)
             .stdin(Stdio::null());
         relay
+    }
+
+    /// What it wrote so far, as its metrics tell.
+    fn written(&self) -> Result<Written> {
+        let mut stream = TcpStream::connect(self.admin)?;
+        write!(stream, "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let value = |name: &str| -> Result<f64> {
+            let line =
+                answer.lines().find_map(|line| line.strip_prefix(name)).ok_or("a metric is missing")?;
+            Ok(line.trim().parse()?)
+        };
+        Ok(Written {
+            commits: value("outlook_relay_store_commits_total ")?,
+            writes: value("outlook_relay_store_writes_total ")?,
+            seconds: value("outlook_relay_store_commit_seconds_total ")?,
+        })
     }
 
     /// In KiB.
