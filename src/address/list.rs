@@ -337,27 +337,19 @@ impl<'a> Reader<'a> {
 
     /// The text between the delimiter here and `end` (or a CR, or the end of the text), with quoted pairs resolved.
     fn delimited(&mut self, end: char) -> String {
-        self.bump();
-        let mut content = String::new();
-        let mut quoted = false;
-        while let Some(c) = self.peek() {
-            self.bump();
-            match c {
-                c if quoted => {
-                    content.push(c);
-                    quoted = false;
-                }
-                '\\' => quoted = true,
-                c if c == end || c == '\r' => break,
-                c => content.push(c),
-            }
-        }
-        content
+        self.nested(None, end)
     }
 
     /// A comment, whose nested comments lose their parentheses.
     fn comment(&mut self) {
-        let mut depth = 0_usize;
+        let content = self.nested(Some('('), ')');
+        self.comments.push(content);
+    }
+
+    /// From the delimiter here to the `end` that belongs to it; each `start` in between takes an `end` of its own.
+    fn nested(&mut self, start: Option<char>, end: char) -> String {
+        self.bump();
+        let mut depth = 1_usize;
         let mut content = String::new();
         let mut quoted = false;
         while let Some(c) = self.peek() {
@@ -368,9 +360,9 @@ impl<'a> Reader<'a> {
                     quoted = false;
                 }
                 '\\' => quoted = true,
-                '(' => depth += 1,
-                ')' | '\r' => {
-                    depth = depth.saturating_sub(1);
+                c if Some(c) == start => depth += 1,
+                c if c == end || c == '\r' => {
+                    depth -= 1;
                     if depth == 0 {
                         break;
                     }
@@ -378,7 +370,7 @@ impl<'a> Reader<'a> {
                 c => content.push(c),
             }
         }
-        self.comments.push(content);
+        content
     }
 
     fn until(&mut self, end: fn(char) -> bool) -> &'a str {
