@@ -112,7 +112,7 @@ impl Config {
     /// The From-filter rule over all mailboxes.
     pub fn routes(&self) -> Routes {
         let candidates = self.mailboxes.iter().map(mailbox::Config::candidate).collect();
-        Routes::new(candidates, self.odoo.notifications.clone())
+        Routes::new(candidates, self.odoo.alias_domains.clone())
     }
 }
 
@@ -159,7 +159,8 @@ mod tests {
     /// The shipped file with its commented keys switched on, and how many those were.
     fn switched_on() -> (String, usize) {
         let is_key = |line: &str| {
-            line.strip_prefix('#').is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase()))
+            line.strip_prefix('#')
+                .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_lowercase() || c == '['))
         };
         let found = SHIPPED.lines().filter(|line| is_key(line)).count();
         let lines: Vec<&str> = SHIPPED
@@ -182,20 +183,47 @@ mod tests {
         assert!(found > 40, "only {found} commented keys were found: did the file's style change?");
         let parsed = parse(&text);
         assert_eq!(parsed.mistakes, []);
-        let plain = |key: &str| {
-            key.split_once("].").map_or_else(|| key.to_owned(), |(_, key)| format!("mailbox.{key}"))
-        };
-        let known: BTreeSet<String> = parsed.known.iter().map(|key| plain(key)).collect();
-        let table: toml::Table = text.parse().unwrap();
+        let known: BTreeSet<String> = parsed.known.iter().map(|key| without_index(key)).collect();
         let mut shown = BTreeSet::new();
-        for (section, value) in &table {
-            shown.insert(section.clone());
-            let tables = value.as_array().map_or_else(|| vec![value], |list| list.iter().collect());
-            for key in tables.iter().filter_map(|table| table.as_table()).flat_map(toml::Table::keys) {
-                shown.insert(format!("{section}.{key}"));
-            }
-        }
+        keys("", &text.parse().unwrap(), &mut shown);
         assert_eq!(shown, known);
+    }
+
+    /// `mailbox[2].address` as `mailbox.address`.
+    fn without_index(key: &str) -> String {
+        let segments = key.split('.').map(|segment| segment.split('[').next().unwrap());
+        segments.collect::<Vec<_>>().join(".")
+    }
+
+    /// Every key of a table and of the tables in it.
+    fn keys(path: &str, table: &toml::Table, found: &mut BTreeSet<String>) {
+        for (key, value) in table {
+            let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+            let inside = value.as_array().map_or_else(|| vec![value], |list| list.iter().collect());
+            for table in inside.into_iter().filter_map(|value| value.as_table()) {
+                keys(&path, table, found);
+            }
+            found.insert(path);
+        }
+    }
+
+    #[test]
+    fn alias_domains_stand_in_odoo_itself_in_tables_of_their_own_or_in_both() {
+        let bounces = |text: &str| {
+            let odoo = parse(text).value.odoo;
+            let bounce = |mail_from| odoo.bounce(mail_from).map(ToString::to_string);
+            [bounce("bounce@two.test"), bounce("elsewhere@x.test")]
+        };
+        let some = |address: &str| Some(address.to_owned());
+        let single = "[odoo]\ncatchall_domain = 'one.test'\n";
+        let table = "[[odoo.alias_domain]]\ncatchall_domain = 'two.test'\nbounce_alias = 'returns'\n";
+        let both = format!("{single}{table}");
+        assert_eq!(bounces(""), [None, None]);
+        assert_eq!(bounces(single), [some("bounce@one.test"), some("bounce@one.test")]);
+        assert_eq!(bounces(table), [some("returns@two.test"), some("returns@two.test")]);
+        assert_eq!(bounces(&both), [some("returns@two.test"), some("bounce@one.test")]);
+        let full = parse("[odoo]\ndefault_from = 'robot@x.test'\n").value.odoo;
+        assert_eq!(full.alias_domains.len(), 1);
     }
 
     #[test]
@@ -222,6 +250,28 @@ mod tests {
             ("[store]\nurl = 'sqlite:relay.key'\n", "store.url: ends like the files beside the store"),
             ("[odoo]\nurl = 'http://h'\n", "odoo.password_file: is missing"),
             ("[odoo]\nurl = 'http://u:secret@h'\n", "2: odoo.url: holds a user or password"),
+            (
+                "[odoo]\nbounce_alias = 'a b'\ncatchall_domain = 'x.test'\n",
+                "2: odoo.bounce_alias: makes no address",
+            ),
+            ("[odoo]\ncatchall_domain = 'x@y.test'\n", "2: odoo.catchall_domain: is not a domain"),
+            ("[odoo]\ndefault_from = 'a@b@c'\n", "2: odoo.default_from: does not make an address"),
+            (
+                "[[odoo.alias_domain]]\ncatchall_domain = 'x y'\n",
+                "2: odoo.alias_domain[1].catchall_domain: is not a domain",
+            ),
+            (
+                "[[odoo.alias_domain]]\ndefault_from = 'x'\n",
+                "1: odoo.alias_domain[1].catchall_domain: is missing",
+            ),
+            (
+                "[odoo]\ncatchall_domain = 'x.test'\n[[odoo.alias_domain]]\ncatchall_domain = 'X.test'\n",
+                "4: odoo.alias_domain[1].catchall_domain: makes a bounce address that another",
+            ),
+            (
+                "[odoo]\ndefault_from = 'x'\n[[odoo.alias_domain]]\ncatchall_domain = 'x.test'\n",
+                "2: odoo.default_from: belongs to catchall_domain",
+            ),
             ("[odoo]\nurl = 'ftp://h'\n", "2: odoo.url: is not an address"),
             ("[submission]\nlisten = []\n", "2: submission.listen: is empty"),
         ];

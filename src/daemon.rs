@@ -257,8 +257,8 @@ async fn watch_changes(store: Store, tokens: Tokens, soft: CancellationToken) ->
 async fn take_in_strays(config: &Config, store: &Store) -> anyhow::Result<()> {
     let known: Vec<_> = config.mailboxes.iter().map(|mailbox| mailbox.address.clone()).collect();
     let routes = config.routes();
-    for (id, before, from) in store.strays(&known).await? {
-        let route = routes.route(from.as_deref())?;
+    for (id, before, from, mail_from) in store.strays(&known).await? {
+        let route = routes.route(from.as_deref(), &mail_from)?;
         tracing::warn!(%id, %before, mailbox = %route.mailbox, "routed anew: its mailbox left the configuration");
         store.reroute(id, route.mailbox, route.rule, route.new_from).await?;
     }

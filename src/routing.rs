@@ -5,10 +5,15 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::address::{Address, list, normalise_domain};
+use crate::address::{Address, list};
+use filter::{Filter, Part};
 
+mod alias_domain;
+mod filter;
 #[cfg(test)]
 mod tests;
+
+pub use alias_domain::AliasDomain;
 
 /// Why a mailbox was taken. The first that holds wins, in this order.
 #[derive(serde::Serialize, serde::Deserialize, Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +34,7 @@ pub enum Rule {
 }
 
 impl Rule {
+    /// In the order in which they are tried.
     const ALL: [Self; 6] = [
         Self::Address,
         Self::Domain,
@@ -85,27 +91,14 @@ pub struct Candidate {
 #[derive(Clone, Debug)]
 pub struct Routes {
     servers: Vec<Server>,
-    notifications: Option<Address>,
+    domains: Vec<AliasDomain>,
 }
 
 /// A mailbox in the role of Odoo's outgoing mail server.
 #[derive(Clone, Debug)]
 struct Server {
     mailbox: Address,
-    /// `None` is no filter. A filter without parts (a lone comma) is one that nothing matches, as in Odoo.
-    filter: Option<Vec<Part>>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Part {
-    Address(Address),
-    Domain(String),
-}
-
-impl Server {
-    fn holds(&self, part: &Part) -> bool {
-        self.filter.as_ref().is_some_and(|parts| parts.contains(part))
-    }
+    filter: Option<Filter>,
 }
 
 /// Where a message goes.
@@ -124,74 +117,113 @@ pub struct Route {
 #[error("no mailbox is configured, so no message can be sent: add a [[mailbox]] to the configuration")]
 pub struct NoMailbox;
 
+/// One step of the rule, tried on a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Which one.
+    pub rule: Rule,
+    /// The address or domain that the filters were searched for. `None`: there is none, or this step needs none.
+    pub sought: Option<String>,
+    /// The mailbox that it led to, with its filter as written.
+    pub found: Option<(Address, Option<String>)>,
+}
+
+/// A step, on the inside.
+struct Tried<'r> {
+    rule: Rule,
+    part: Option<Part>,
+    server: Option<&'r Server>,
+}
+
 impl Routes {
-    /// Sorts the mailboxes and reads their filters. `notifications` is the address that stands in for a From which no
-    /// filter holds; see [`notifications_address`].
-    pub fn new(mut candidates: Vec<Candidate>, notifications: Option<Address>) -> Self {
+    /// Sorts the mailboxes and reads their filters. `domains`: Odoo's alias domains; the notifications address of one
+    /// of them stands in for a From that no filter holds.
+    pub fn new(mut candidates: Vec<Candidate>, domains: Vec<AliasDomain>) -> Self {
         candidates.sort_by_key(|candidate| candidate.sequence);
         let servers = candidates
             .into_iter()
             .map(|candidate| Server {
-                filter: candidate.filter.as_deref().and_then(parse_filter),
+                filter: candidate.filter.as_deref().and_then(Filter::read),
                 mailbox: candidate.mailbox,
             })
             .collect();
-        Self { servers, notifications }
+        Self { servers, domains }
     }
 
-    /// Routes a message by its From, as [`HeaderView::from`](crate::message::HeaderView::from) gives it.
+    /// Routes a message by its From, as [`HeaderView::from`](crate::message::HeaderView::from) gives it, and its
+    /// reverse-path without angle brackets, which names its alias domain (see [`AliasDomain::of`]).
     ///
     /// # Errors
     /// [`NoMailbox`] if there is none to choose from; any From finds one otherwise.
-    pub fn route(&self, from: Option<&str>) -> Result<Route, NoMailbox> {
+    pub fn route(&self, from: Option<&str>, mail_from: &str) -> Result<Route, NoMailbox> {
         let sender = Sender::read(from.unwrap_or_default());
-        let (server, rule) = self.pick(sender.address.as_ref()).ok_or(NoMailbox)?;
-        let new_from = match (rule, &self.notifications) {
-            (Rule::Address | Rule::Domain, _) | (_, None) => sender.mended,
-            (_, Some(notifications)) if sender.address.as_ref() == Some(notifications) => sender.mended,
-            (_, Some(notifications)) => Some(notifications.with_name(&sender.name)),
-        };
-        Ok(Route { mailbox: server.mailbox.clone(), rule, new_from })
+        let notifications = self.notifications(mail_from);
+        self.tried(sender.address.as_ref(), notifications)
+            .find_map(|step| Some(sender.route(step.server?, step.rule, notifications)))
+            .ok_or(NoMailbox)
     }
 
-    fn pick(&self, sender: Option<&Address>) -> Option<(&Server, Rule)> {
-        sender
-            .and_then(|address| self.matching(address, Rule::Address, Rule::Domain))
-            .or_else(|| {
-                self.matching(
-                    self.notifications.as_ref()?,
-                    Rule::NotificationsAddress,
-                    Rule::NotificationsDomain,
-                )
+    /// Another way out for a message that the mailbox `except` cannot send: as the notifications address. `None` if no
+    /// mailbox's filter holds that address or its domain, or if it is `except` itself that would send it.
+    pub fn fallback(&self, from: Option<&str>, mail_from: &str, except: &Address) -> Option<Route> {
+        let notifications = self.notifications(mail_from)?;
+        self.tried(None, Some(notifications))
+            .filter(|step| step.part.is_some())
+            .find_map(|step| Some((step.server?, step.rule)))
+            .filter(|(server, _)| server.mailbox != *except)
+            .map(|(server, rule)| {
+                Sender::read(from.unwrap_or_default()).route(server, rule, Some(notifications))
             })
-            .or_else(|| {
-                let unfiltered = self.servers.iter().find(|server| server.filter.is_none());
-                unfiltered.map(|server| (server, Rule::Unfiltered))
-            })
-            .or_else(|| self.servers.first().map(|server| (server, Rule::First)))
     }
 
-    /// The address in any filter comes before the domain in any filter.
-    fn matching(&self, address: &Address, by_address: Rule, by_domain: Rule) -> Option<(&Server, Rule)> {
-        let parts = [
-            (Part::Address(address.clone()), by_address),
-            (Part::Domain(address.domain().to_owned()), by_domain),
-        ];
-        parts.into_iter().find_map(|(part, rule)| {
-            self.servers.iter().find(|server| server.holds(&part)).map(|server| (server, rule))
+    /// The steps that [`route`](Self::route) takes for such a message: all but the last found nothing.
+    pub fn explain(&self, from: Option<&str>, mail_from: &str) -> Vec<Step> {
+        let sender = Sender::read(from.unwrap_or_default());
+        let mut steps = Vec::new();
+        for tried in self.tried(sender.address.as_ref(), self.notifications(mail_from)) {
+            let found = tried.server.map(|server| {
+                (server.mailbox.clone(), server.filter.as_ref().map(|filter| filter.text.clone()))
+            });
+            let last = found.is_some();
+            steps.push(Step { rule: tried.rule, sought: tried.part.map(|part| part.to_string()), found });
+            if last {
+                break;
+            }
+        }
+        steps
+    }
+
+    /// The notifications address for a message with this reverse-path.
+    fn notifications(&self, mail_from: &str) -> Option<&Address> {
+        AliasDomain::of(&self.domains, mail_from)?.notifications()
+    }
+
+    /// Every step in its order. An address in any filter comes before its domain in any filter.
+    fn tried(
+        &self,
+        sender: Option<&Address>,
+        notifications: Option<&Address>,
+    ) -> impl Iterator<Item = Tried<'_>> {
+        Rule::ALL.into_iter().map(move |rule| {
+            let address = |address: &Address| Part::Address(address.clone());
+            let domain = |address: &Address| Part::Domain(address.domain().to_owned());
+            let part = match rule {
+                Rule::Address => sender.map(address),
+                Rule::Domain => sender.map(domain),
+                Rule::NotificationsAddress => notifications.map(address),
+                Rule::NotificationsDomain => notifications.map(domain),
+                Rule::Unfiltered | Rule::First => None,
+            };
+            let fits = |server: &&Server| match rule {
+                Rule::Unfiltered => server.filter.is_none(),
+                Rule::First => true,
+                _ => part
+                    .as_ref()
+                    .is_some_and(|part| server.filter.as_ref().is_some_and(|filter| filter.holds(part))),
+            };
+            Tried { rule, server: self.servers.iter().find(fits), part }
         })
     }
-}
-
-fn parse_filter(filter: &str) -> Option<Vec<Part>> {
-    let part = |text: &str| {
-        if text.contains('@') {
-            Address::normalise(text).map(Part::Address)
-        } else {
-            normalise_domain(text).map(Part::Domain)
-        }
-    };
-    (!filter.trim().is_empty()).then(|| filter.split(',').filter_map(part).collect())
 }
 
 /// A From, as Odoo 19 takes it before it looks for a server: the first address counts, normalised.
@@ -215,19 +247,18 @@ impl Sender {
         let mended = (!plain || specs.next().is_some()).then(|| address.with_name(&name));
         Self { name: name_or_local(name, address.as_str()), mended, address: Some(address) }
     }
+
+    /// Through this mailbox, found by this rule.
+    fn route(&self, server: &Server, rule: Rule, notifications: Option<&Address>) -> Route {
+        let new_from = match (rule, notifications) {
+            (Rule::Address | Rule::Domain, _) | (_, None) => self.mended.clone(),
+            (_, Some(notifications)) if self.address.as_ref() == Some(notifications) => self.mended.clone(),
+            (_, Some(notifications)) => Some(notifications.with_name(&self.name)),
+        };
+        Route { mailbox: server.mailbox.clone(), rule, new_from }
+    }
 }
 
 fn name_or_local(name: String, spec: &str) -> String {
     if name.is_empty() { spec.split('@').next().unwrap_or_default().to_owned() } else { name }
-}
-
-/// The address Odoo sends notifications from, `{mail.default.from}@{mail.catchall.domain}`. `default_from` may be a full
-/// address, which needs no domain. `None` if a part is blank or they make no address.
-pub fn notifications_address(default_from: Option<&str>, catchall_domain: Option<&str>) -> Option<Address> {
-    let default_from = default_from?.trim();
-    if default_from.contains('@') {
-        return Address::normalise(default_from);
-    }
-    let domain = normalise_domain(catchall_domain?)?;
-    Address::normalise(&format!("{default_from}@{domain}"))
 }

@@ -243,7 +243,8 @@ impl<'i> Section<'i> {
                 self.mistake(key, format!("is a list of sections: write [[{key}]]"));
                 continue;
             };
-            let mut section = Section::new(self.file, format!("{key}[{}]", index + 1), line, table);
+            let path = self.path_to(&format!("{key}[{}]", index + 1));
+            let mut section = Section::new(self.file, path, line, table);
             parsed.push(read(&mut section));
             section.finish();
         }

@@ -15,7 +15,7 @@ struct Answer<'a> {
 }
 
 pub(super) fn route(config: &Config, from: &str, json: bool) -> anyhow::Result<ExitCode> {
-    let routed = config.routes().route(Some(from))?;
+    let routed = config.routes().route(Some(from), "")?;
     let Route { mailbox, rule, new_from } = &routed;
     let sent_as = new_from.as_deref().unwrap_or(from);
     if json {

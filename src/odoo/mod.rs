@@ -8,7 +8,7 @@ pub use answers::Taken;
 pub use gateway::{Gateway, Room};
 
 use crate::address::Address;
-use crate::routing;
+use crate::routing::AliasDomain;
 use crate::section::Section;
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -20,10 +20,8 @@ use url::Url;
 pub struct Config {
     /// How to reach its mail gateway; `None` where the file does not say: then no inbox can be watched.
     pub gateway: Option<GatewayConfig>,
-    /// The notifications address: `mail.default.from` at `mail.catchall.domain`.
-    pub notifications: Option<Address>,
-    /// The bounce address: `mail.bounce.alias` at `mail.catchall.domain`.
-    pub bounce: Option<Address>,
+    /// Its alias domains; the first is the one whose values stand in `[odoo]` itself, if they do.
+    pub alias_domains: Vec<AliasDomain>,
 }
 
 /// How to reach Odoo's mail gateway.
@@ -52,25 +50,60 @@ enum Protocol {
 }
 
 impl Config {
-    /// Reads `[odoo]`.
+    /// Reads `[odoo]` and each `[[odoo.alias_domain]]`.
     pub fn read(section: &mut Section<'_>) -> Self {
-        let default_from: Option<String> = section.get("default_from");
-        let domain: Option<String> = section.get("catchall_domain");
-        let bounce_alias: String = section.get_or("bounce_alias", "bounce".to_owned());
-        let default_from = default_from.as_deref().unwrap_or("notifications");
-        let notifications = routing::notifications_address(Some(default_from), domain.as_deref());
-        let bounce =
-            domain.as_deref().and_then(|domain| Address::normalise(&format!("{bounce_alias}@{domain}")));
-        if domain.is_some() && bounce.is_none() {
-            section.mistake("catchall_domain", "is not a domain, like \"example.com\"");
-        } else if notifications.is_none() && (domain.is_some() || default_from.contains('@')) {
-            section.mistake(
-                "default_from",
-                "does not make an address with catchall_domain: write the part before the @",
-            );
+        let mut alias_domains: Vec<AliasDomain> = read_alias_domain(section).into_iter().collect();
+        let single = !alias_domains.is_empty();
+        let tables = section.sections("alias_domain", |table| {
+            if !table.has("catchall_domain") {
+                table.mistake("catchall_domain", "is missing: the alias domain's name, like \"example.com\"");
+            }
+            let domain = read_alias_domain(table)?;
+            let bounce = domain.bounce();
+            if bounce.is_some() && alias_domains.iter().any(|known| known.bounce() == bounce) {
+                let message =
+                    "makes a bounce address that another alias domain has: Odoo tells them apart by it";
+                table.mistake(
+                    if table.has("bounce_alias") { "bounce_alias" } else { "catchall_domain" },
+                    message,
+                );
+            }
+            alias_domains.push(domain);
+            Some(())
+        });
+        if !tables.is_empty() && !single {
+            for key in ["default_from", "bounce_alias"].into_iter().filter(|key| section.has(key)) {
+                section.mistake(key, "belongs to catchall_domain: move it into an [[odoo.alias_domain]]");
+            }
         }
-        Self { gateway: GatewayConfig::read(section), notifications, bounce }
+        Self { gateway: GatewayConfig::read(section), alias_domains }
     }
+
+    /// Where Odoo takes a bounce of a message with this reverse-path (without angle brackets).
+    pub fn bounce(&self, mail_from: &str) -> Option<&Address> {
+        AliasDomain::of(&self.alias_domains, mail_from)?.bounce()
+    }
+}
+
+/// The three keys of an alias domain, in a table of their own or in `[odoo]`. `None` if they make no address.
+fn read_alias_domain(section: &mut Section<'_>) -> Option<AliasDomain> {
+    let default_from: String = section.get_or("default_from", "notifications".to_owned());
+    let domain: Option<String> = section.get("catchall_domain");
+    let bounce_alias: String = section.get_or("bounce_alias", "bounce".to_owned());
+    let read = AliasDomain::new(domain.as_deref(), Some(&default_from), Some(&bounce_alias));
+    if let Some(domain) = &domain
+        && format!("bounce@{}", domain.trim()).parse::<Address>().is_err()
+    {
+        section.mistake("catchall_domain", "is not a domain, like \"example.com\"");
+    } else if domain.is_some() && read.bounce().is_none() {
+        section.mistake("bounce_alias", "makes no address: write the part before the @");
+    } else if read.notifications().is_none() && (domain.is_some() || default_from.contains('@')) {
+        section.mistake(
+            "default_from",
+            "does not make an address with catchall_domain: write the part before the @",
+        );
+    }
+    (read.notifications().is_some() || read.bounce().is_some()).then_some(read)
 }
 
 fn has_credentials(url: &Url) -> bool {

@@ -4,6 +4,9 @@ use serde::Deserialize;
 use super::*;
 use crate::message::{HeaderView, with_from};
 
+/// The reverse-path of most of Odoo's mail.
+const BOUNCE: &str = "bounce@example.com";
+
 /// What a running Odoo 19 did with a From (its empty fields, `false`, stand as `null`).
 #[derive(Deserialize)]
 struct Case {
@@ -56,14 +59,14 @@ fn routes_as_odoo_19_did() {
             sequence: server.sequence,
             filter: server.from_filter.clone(),
         });
-        let notifications =
-            notifications_address(case.default_from.as_deref(), case.catchall_domain.as_deref());
-        let routes = Routes::new(candidates.collect(), notifications);
+        let domain =
+            AliasDomain::new(case.catchall_domain.as_deref(), case.default_from.as_deref(), Some("bounce"));
+        let routes = Routes::new(candidates.collect(), vec![domain]);
         // Through a real header, which is where the relay reads it from.
         let raw = case.email_from.as_ref().map_or_else(String::new, |from| format!("From: {from}\r\n"));
         let raw = format!("{raw}Subject: x\r\n\r\nx\r\n");
         let from = HeaderView::parse(raw.as_bytes()).from();
-        let outcome = routes.route(from.as_deref());
+        let outcome = routes.route(from.as_deref(), BOUNCE);
 
         if case.servers.is_empty() {
             // Odoo falls back to the server of its command line here, which the relay does not have.
@@ -123,7 +126,7 @@ fn routes(candidates: &[(&str, i64, Option<&str>)]) -> Routes {
                 filter: filter.map(str::to_owned),
             })
             .collect(),
-        Some(address("notifications@example.com")),
+        vec![AliasDomain::new(Some("example.com"), Some("notifications"), Some("bounce"))],
     )
 }
 
@@ -166,7 +169,7 @@ fn a_filter_holds_what_it_lists() {
         (",", "sales@other.test", First),
     ];
     for (filter, from, rule) in cases {
-        let route = routes(&[("only", 1, Some(filter))]).route(Some(from)).unwrap();
+        let route = routes(&[("only", 1, Some(filter))]).route(Some(from), BOUNCE).unwrap();
         assert_eq!(route.rule, rule, "{filter:?} for {from:?}");
         assert_eq!(route.new_from.is_none(), rule != First, "{filter:?} for {from:?}");
     }
@@ -204,7 +207,7 @@ fn the_first_rule_that_holds_wins() {
     ];
     for (candidates, from, mailbox, rule, new_from) in cases {
         let expected = Route { mailbox: mailbox_of(mailbox), rule, new_from: new_from.map(str::to_owned) };
-        assert_eq!(routes(candidates).route(Some(from)), Ok(expected), "{from}");
+        assert_eq!(routes(candidates).route(Some(from), BOUNCE), Ok(expected), "{from}");
     }
 }
 
@@ -218,7 +221,7 @@ fn lower_sequences_come_first_and_equal_ones_keep_their_order() {
         (vec![("a", 2, None), ("b", 1, None)], "b"),
         (vec![("a", 2, Some("x.test")), ("b", 1, Some("y.test"))], "b"),
     ] {
-        let route = routes(&candidates).route(Some("sales@example.com")).unwrap();
+        let route = routes(&candidates).route(Some("sales@example.com"), BOUNCE).unwrap();
         assert_eq!(route.mailbox, mailbox_of(expected), "{candidates:?}");
     }
 }
@@ -226,8 +229,9 @@ fn lower_sequences_come_first_and_equal_ones_keep_their_order() {
 #[test]
 fn a_blank_filter_is_no_filter() {
     for filter in [None, Some(""), Some("  ")] {
-        let route =
-            routes(&[("first", 1, Some("x.test")), ("any", 2, filter)]).route(Some("eve@y.test")).unwrap();
+        let route = routes(&[("first", 1, Some("x.test")), ("any", 2, filter)])
+            .route(Some("eve@y.test"), BOUNCE)
+            .unwrap();
         assert_eq!((route.mailbox, route.rule), (mailbox_of("any"), Rule::Unfiltered), "{filter:?}");
     }
 }
@@ -254,7 +258,7 @@ fn a_from_that_no_filter_holds_becomes_the_notifications_address() {
     let routes =
         routes(&[("sales", 1, Some("sales@example.com")), ("notif", 2, Some("notifications@example.com"))]);
     for (from, new_from) in cases {
-        let route = routes.route(from).unwrap();
+        let route = routes.route(from, BOUNCE).unwrap();
         assert_eq!(
             (route.mailbox, route.rule),
             (mailbox_of("notif"), Rule::NotificationsAddress),
@@ -271,14 +275,110 @@ fn without_a_notifications_address_the_from_stays() {
         sequence: 1,
         filter: filter.map(str::to_owned),
     };
-    let routes = Routes::new(vec![candidate("a", Some("x.test")), candidate("any", None)], None);
+    let routes = Routes::new(vec![candidate("a", Some("x.test")), candidate("any", None)], Vec::new());
     for from in [None, Some(""), Some("invalid"), Some("\"Eve\" <eve@y.test>")] {
         let expected = Route { mailbox: mailbox_of("any"), rule: Rule::Unfiltered, new_from: None };
-        assert_eq!(routes.route(from), Ok(expected), "{from:?}");
+        assert_eq!(routes.route(from, BOUNCE), Ok(expected), "{from:?}");
     }
-    let routes = Routes::new(vec![candidate("a", Some("x.test"))], None);
-    assert_eq!(routes.route(Some("eve@y.test")).unwrap().rule, Rule::First);
-    assert_eq!(Routes::new(Vec::new(), None).route(Some("a@b.c")), Err(NoMailbox));
+    let routes = Routes::new(vec![candidate("a", Some("x.test"))], Vec::new());
+    assert_eq!(routes.route(Some("eve@y.test"), BOUNCE).unwrap().rule, Rule::First);
+    assert_eq!(Routes::new(Vec::new(), Vec::new()).route(Some("a@b.c"), BOUNCE), Err(NoMailbox));
+}
+
+#[test]
+fn the_notifications_address_is_the_alias_domain_s() {
+    let candidate = |mailbox, filter: &str| Candidate {
+        mailbox: mailbox_of(mailbox),
+        sequence: 10,
+        filter: Some(filter.to_owned()),
+    };
+    let domain = |name, from| AliasDomain::new(Some(name), Some(from), Some("bounce"));
+    let routes = Routes::new(
+        vec![
+            candidate("one", "one.test"),
+            candidate("two", "notices@two.test"),
+            candidate("eve", "eve@x.test"),
+        ],
+        vec![
+            domain("one.test", "notifications"),
+            domain("two.test", "notices"),
+            AliasDomain::new(Some("none.test"), None, Some("bounce")),
+        ],
+    );
+    let one = (mailbox_of("one"), Rule::NotificationsDomain, Some("\"Bob\" <notifications@one.test>"));
+    let two = (mailbox_of("two"), Rule::NotificationsAddress, Some("\"Bob\" <notices@two.test>"));
+    for (from, mail_from, expected) in [
+        ("Bob <bob@x.test>", "bounce@one.test", one.clone()),
+        ("Bob <bob@x.test>", "bounce@two.test", two.clone()),
+        ("Bob <bob@x.test>", "BOUNCE@TWO.TEST", two),
+        ("Bob <bob@x.test>", "bounce@elsewhere.test", one.clone()),
+        ("Bob <bob@x.test>", "", one),
+        ("Bob <bob@x.test>", "bounce@none.test", (mailbox_of("one"), Rule::First, None)),
+        // A From that a filter holds needs no notifications address.
+        ("Eve <eve@x.test>", "bounce@two.test", (mailbox_of("eve"), Rule::Address, None)),
+    ] {
+        let route = routes.route(Some(from), mail_from).unwrap();
+        assert_eq!((route.mailbox, route.rule, route.new_from.as_deref()), expected, "{from} {mail_from}");
+    }
+}
+
+#[test]
+fn another_way_out_is_the_notifications_address() {
+    let all = [
+        ("any", 1, None),
+        ("sales", 2, Some("sales@example.com")),
+        ("domain", 3, Some("example.com")),
+        ("notif", 4, Some("notifications@example.com")),
+    ];
+    let way = |candidates, from, except: &str| {
+        let route = routes(candidates).fallback(from, BOUNCE, &mailbox_of(except));
+        route.map(|route| (route.mailbox, route.rule, route.new_from))
+    };
+    let as_notifications = |name: &str| Some(format!("\"{name}\" <notifications@example.com>"));
+    let notif = |new_from| Some((mailbox_of("notif"), Rule::NotificationsAddress, new_from));
+    assert_eq!(way(&all, Some("Sales <sales@example.com>"), "sales"), notif(as_notifications("Sales")));
+    assert_eq!(way(&all, Some("john@example.com"), "domain"), notif(as_notifications("john")));
+    assert_eq!(way(&all, Some("Odoo <notifications@example.com>"), "domain"), notif(None));
+    assert_eq!(way(&all, None, "any"), notif(Some("notifications@example.com".to_owned())));
+    let domain = (mailbox_of("domain"), Rule::NotificationsDomain, as_notifications("Sales"));
+    assert_eq!(way(&all[..3], Some("Sales <sales@example.com>"), "sales"), Some(domain));
+    // Itself, though another holds the domain; nobody's filter; no notifications address.
+    assert_eq!(way(&all, Some("sales@example.com"), "notif"), None);
+    assert_eq!(way(&all[..2], Some("sales@example.com"), "sales"), None);
+    let none = Routes::new(Vec::new(), Vec::new());
+    assert_eq!(none.fallback(Some("sales@example.com"), BOUNCE, &mailbox_of("sales")), None);
+}
+
+#[test]
+fn the_steps_are_told_up_to_the_one_that_holds() {
+    let all = [("any", 1, None), ("sales", 2, Some(" Sales@example.com,x.test "))];
+    let step = |rule, sought: Option<&str>, found: Option<(&str, Option<&str>)>| Step {
+        rule,
+        sought: sought.map(str::to_owned),
+        found: found.map(|(mailbox, filter)| (mailbox_of(mailbox), filter.map(str::to_owned))),
+    };
+    let sales = Some(("sales", Some("Sales@example.com,x.test")));
+    assert_eq!(
+        routes(&all).explain(Some("SALES@example.com"), BOUNCE),
+        [step(Rule::Address, Some("sales@example.com"), sales)]
+    );
+    assert_eq!(
+        routes(&all).explain(Some("Eve <eve@x.test>"), BOUNCE),
+        [step(Rule::Address, Some("eve@x.test"), None), step(Rule::Domain, Some("x.test"), sales)]
+    );
+    assert_eq!(
+        routes(&all).explain(Some("invalid"), BOUNCE),
+        [
+            step(Rule::Address, None, None),
+            step(Rule::Domain, None, None),
+            step(Rule::NotificationsAddress, Some("notifications@example.com"), None),
+            step(Rule::NotificationsDomain, Some("example.com"), None),
+            step(Rule::Unfiltered, None, Some(("any", None))),
+        ]
+    );
+    let last = routes(&all[1..]).explain(None, BOUNCE).pop();
+    assert_eq!(last, Some(step(Rule::First, None, sales)));
+    assert_eq!(routes(&[]).explain(None, BOUNCE).len(), 6);
 }
 
 /// Odoo 19 sends the first of several addresses, and mends a broken From. Well-formed ones keep every byte.
@@ -295,28 +395,8 @@ fn a_from_that_is_not_one_plain_mailbox_is_mended() {
         ("Sales (EU) <sales@example.com>", None),
         ("\"Sales, EU\" <sales@example.com>", None),
     ] {
-        let route = routes.route(Some(from)).unwrap();
+        let route = routes.route(Some(from), BOUNCE).unwrap();
         assert_eq!((route.rule, route.new_from.as_deref()), (Rule::Domain, new_from), "{from}");
-    }
-}
-
-#[test]
-fn notifications_address_is_composed_as_in_odoo() {
-    for (default_from, domain, expected) in [
-        (Some("notifications"), Some("example.com"), Some("notifications@example.com")),
-        (Some(" Notifications "), Some("Example.COM"), Some("notifications@example.com")),
-        (Some("odoo.bot+x"), Some("example.com"), Some("odoo.bot+x@example.com")),
-        (Some("Robot@Other.test"), Some("example.com"), Some("robot@other.test")),
-        (Some("robot@other.test"), None, Some("robot@other.test")),
-        (Some("notifications"), None, None),
-        (Some("notifications"), Some(" "), None),
-        (Some(""), Some("example.com"), None),
-        (Some("  "), Some("example.com"), None),
-        (None, Some("example.com"), None),
-        (None, None, None),
-    ] {
-        let composed = notifications_address(default_from, domain);
-        assert_eq!(composed.as_ref().map(Address::as_str), expected, "{default_from:?} {domain:?}");
     }
 }
 
@@ -335,7 +415,7 @@ proptest! {
     fn any_from_is_routed(raw in "(From: [ -~éß\u{1}]{0,40}\r\n){0,2}", filter in prop::option::of("[ -~]{0,20}")) {
         let routes = routes(&[("only", 1, filter.as_deref())]);
         let from = HeaderView::parse(raw.as_bytes()).from();
-        let route = routes.route(from.as_deref()).unwrap();
+        let route = routes.route(from.as_deref(), BOUNCE).unwrap();
         if let Some(new_from) = route.new_from {
             prop_assert!(Address::normalise(&new_from).is_some(), "{}", new_from);
             let rewritten = with_from(raw.as_bytes(), &new_from);

@@ -238,22 +238,28 @@ impl Store {
             .collect()
     }
 
-    /// The waiting messages of mailboxes that are not among `known`: id, mailbox and From.
+    /// The waiting messages of mailboxes that are not among `known`: id, mailbox, From and reverse-path.
     ///
     /// # Errors
     /// The disk's.
-    pub async fn strays(&self, known: &[Address]) -> Result<Vec<(QueueId, String, Option<String>)>, Error> {
+    pub async fn strays(
+        &self,
+        known: &[Address],
+    ) -> Result<Vec<(QueueId, String, Option<String>, String)>, Error> {
         let known: Vec<&str> = known.iter().map(Address::as_str).collect();
         let known = serde_json::to_string(&known).map_err(|error| Error::Row { what: error.to_string() })?;
-        let rows: Vec<(i64, String, Option<String>)> = sqlx::query_as(
-            "SELECT id, mailbox, header_from FROM message \
+        let rows: Vec<(i64, String, Option<String>, String)> = sqlx::query_as(
+            "SELECT id, mailbox, header_from, mail_from FROM message \
              WHERE state <> 'failed' AND mailbox NOT IN (SELECT value FROM json_each($1)) ORDER BY id",
         )
         .bind(known)
         .fetch_all(&self.readers)
         .await
         .map_err(|source| Error::Read { operation: "messages of unknown mailboxes", source })?;
-        Ok(rows.into_iter().map(|(id, mailbox, from)| (QueueId(id), mailbox, from)).collect())
+        Ok(rows
+            .into_iter()
+            .map(|(id, mailbox, from, mail_from)| (QueueId(id), mailbox, from, mail_from))
+            .collect())
     }
 }
 

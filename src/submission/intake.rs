@@ -37,7 +37,7 @@ impl Intake {
         let header_from = header.from();
         let message_id = header.message_id();
         let eight_bit = header.is_8bit();
-        let route = match self.routes.route(header_from.as_deref()) {
+        let route = match self.routes.route(header_from.as_deref(), &envelope.mail_from) {
             Ok(route) => route,
             Err(no_mailbox) => {
                 let reply = Reply::new(554, "5.3.5", no_mailbox.to_string());

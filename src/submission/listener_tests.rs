@@ -23,7 +23,7 @@ fn routes(mailboxes: &[&str]) -> Routes {
         sequence: 10,
         filter: Some((*mailbox).to_owned()),
     });
-    Routes::new(candidates.collect(), None)
+    Routes::new(candidates.collect(), Vec::new())
 }
 
 /// A server with a store of its own.
