@@ -95,6 +95,37 @@ async fn route_answers_for_people_and_for_scripts() {
         let text = config.cli(&["route", "--from", from]).await.success();
         assert!(text.contains(mailbox) && text.contains(rule) && text.contains(shown), "{text}");
     }
+    let text = config.cli(&["route", "--from", "\"Eve\" <eve@foreign.test>"]).await.success();
+    for line in [
+        "mailbox  notifications@example.com",
+        "rule     notifications_address: its from_filter \"notifications@example.com\" holds the notifications address,",
+        "before   address: no from_filter holds the address of the From, eve@foreign.test",
+        "         domain: no from_filter holds the domain of the From, foreign.test",
+    ] {
+        assert!(text.lines().any(|said| said == line), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn route_follows_the_alias_domain_of_the_mail_from() {
+    let world = World::start().await;
+    let mut config = company::config(&world);
+    config.raw(
+        "odoo",
+        "alias_domain",
+        "[{ catchall_domain = \"example.org\", default_from = \"jane@example.com\" }]",
+    );
+    for (mail_from, mailbox) in [
+        ("bounce@example.com", NOTIFICATIONS),
+        ("bounce@example.org", JANE),
+        ("eve@foreign.test", NOTIFICATIONS),
+    ] {
+        let words = ["route", "--from", "Eve <eve@foreign.test>", "--mail-from", mail_from, "--json"];
+        let answer: serde_json::Value = serde_json::from_str(&config.cli(&words).await.success()).unwrap();
+        let from = format!("\"Eve\" <{mailbox}>");
+        let expected = serde_json::json!({"mailbox": mailbox, "rule": "notifications_address", "from": from});
+        assert_eq!(answer, expected, "{mail_from}");
+    }
 }
 
 #[tokio::test]

@@ -55,11 +55,15 @@ enum Command {
         /// Only this mailbox.
         mailbox: Option<String>,
     },
-    /// Says which mailbox a From would go out through, by which rule, and with which From.
+    /// Says which mailbox a From would go out through, by which rule, with which From, and what was tried before.
     Route {
         /// The From header, like 'John Doe <john@example.com>'.
         #[arg(long, value_name = "FROM")]
         from: String,
+        /// The MAIL FROM that goes with it: the bounce address of an alias domain, whose notifications address then
+        /// counts. Absent: the first alias domain's.
+        #[arg(long, value_name = "ADDRESS", default_value = "", hide_default_value = true)]
+        mail_from: String,
     },
     /// Connects a mailbox: its owner signs in at Microsoft. Works while the daemon runs, too.
     ///
@@ -154,7 +158,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Run => run::run(&config),
         Command::Check => check::check(&config, &cli.config),
         Command::Doctor { mailbox } => doctor::doctor(&config, mailbox.as_deref(), cli.json),
-        Command::Route { from } => route::route(&config, from, cli.json),
+        Command::Route { from, mail_from } => route::route(&config, from, mail_from, cli.json),
         Command::Connect { mailbox, device, refresh_token_file } => {
             let how = match refresh_token_file {
                 Some(file) => connect::How::File(file),
