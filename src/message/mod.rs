@@ -1,15 +1,22 @@
 //! A message: its SMTP envelope, the few header fields the relay reads, and the one it may rewrite.
 //!
-//! The relay passes a message on byte for byte. Only the From field may change, so the header section is scanned in
-//! place here instead of being parsed into a tree and written out again.
+//! The relay passes a message on byte for byte, but for a few fields that must change on the way out. So the header
+//! section is scanned in place here instead of being parsed into a tree and written out again.
+
+use std::collections::BTreeSet;
 
 use memchr::memchr;
 
-use crate::address::list;
+use crate::address::{Address, list};
 
 mod encoded_word;
+mod outbound;
+#[cfg(test)]
+mod outbound_tests;
 #[cfg(test)]
 mod tests;
+
+pub use outbound::{Trace, outbound, received_ids};
 
 /// The longest line a message may have, in octets without its line end, is 998 (RFC 5322 section 2.1.1). A token that
 /// cannot be folded stays under this, which leaves room for the field name.
@@ -64,13 +71,47 @@ impl<'a> HeaderView<'a> {
         Some(bracketed.unwrap_or(&text)).filter(|id| !id.is_empty()).map(str::to_owned)
     }
 
+    /// How many servers the message has come through, by its trace fields (RFC 5321 section 4.4): each adds a Received
+    /// field, and too many of them show a loop (section 6.3).
+    pub fn received_count(&self) -> usize {
+        self.fields("Received").count()
+    }
+
+    /// Whether the message reports on another one, so that no report may ever be made about it (RFC 3461 section 6.2,
+    /// RFC 5321 section 6.1): it is a multipart/report (RFC 6522), or it has the null reverse-path as its Return-Path,
+    /// or MAILER-DAEMON sends it, as whom Odoo refuses mail.
+    pub fn is_delivery_report(&self) -> bool {
+        let is_report = |field: Field<'_>| {
+            let text = field.text();
+            text.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("multipart/report"))
+        };
+        let is_null = |field: Field<'_>| field.text().split_whitespace().collect::<String>() == "<>";
+        let is_daemon = |text: &str| text.eq_ignore_ascii_case("MAILER-DAEMON");
+        self.fields("Content-Type").any(is_report)
+            || self.fields("Return-Path").any(is_null)
+            || Address::all(&self.from().unwrap_or_default())
+                .iter()
+                .any(|(name, address)| is_daemon(name) || is_daemon(address.local()))
+    }
+
+    /// The addresses that To, Cc and Bcc name (RFC 5322 section 3.6.3): they tell copies of a message apart that went
+    /// out one by one under one Message-ID. Who is to get a message, the envelope alone says.
+    pub fn recipients(&self) -> BTreeSet<Address> {
+        ["To", "Cc", "Bcc"]
+            .into_iter()
+            .flat_map(|name| self.fields(name))
+            .flat_map(|field| Address::all(&encoded_word::decode(&field.text())))
+            .map(|(_, address)| address)
+            .collect()
+    }
+
     /// Whether header or body holds bytes of 0x80 and above, so that the next hop needs 8BITMIME (RFC 6152).
     pub fn is_8bit(&self) -> bool {
         !self.raw.is_ascii()
     }
 
     fn fields(&self, name: &'static str) -> impl Iterator<Item = Field<'a>> {
-        Fields::new(self.raw).filter(move |field| field.name.eq_ignore_ascii_case(name.as_bytes()))
+        Fields::new(self.raw).filter(move |field| field.is(name))
     }
 }
 
@@ -83,26 +124,51 @@ impl<'a> HeaderView<'a> {
 /// Names that are not ASCII are encoded (RFC 2047), lines are folded, and control characters become spaces, so nothing
 /// in `from` can add a field. An address that is not ASCII stays as it is (RFC 6532; it has no other form).
 pub fn with_from(raw: &[u8], from: &str) -> Vec<u8> {
-    let mut message = Vec::with_capacity(raw.len() + from.len() + 64);
-    let mut replaced = false;
+    edited(raw, &[], |_| false, Some(from))
+}
+
+/// The message with fields put on top, those left out that `drops` names, and its From set to `new_from`. The body and
+/// every other field keep their bytes.
+fn edited(
+    raw: &[u8],
+    top: &[(&str, Vec<String>)],
+    drops: impl Fn(&Field<'_>) -> bool,
+    new_from: Option<&str>,
+) -> Vec<u8> {
+    let first_line = raw.get(..memchr(b'\n', raw).map_or(0, |at| at + 1)).unwrap_or_default();
+    let end: &[u8] = if line_end(first_line) == b"\n" { b"\n" } else { b"\r\n" };
+    let new_from = new_from.map(from_tokens);
+    let added = top.iter().map(|(_, tokens)| tokens).chain(&new_from);
+    // Each token has a space before it and at most one line end; each field a name and a line end.
+    let room: usize =
+        added.map(|tokens| 32 + tokens.iter().map(|token| token.len() + 3).sum::<usize>()).sum();
+    let mut message = Vec::with_capacity(raw.len() + room);
+    for (name, tokens) in top {
+        push_field(&mut message, name.as_bytes(), tokens, end);
+        message.extend_from_slice(end);
+    }
+    let mut to_replace = new_from.as_ref();
+    if let Some(tokens) = to_replace
+        && HeaderView::parse(raw).fields("From").next().is_none()
+    {
+        push_field(&mut message, b"From", tokens, end);
+        message.extend_from_slice(end);
+    }
+    if !message.is_empty() && Fields::new(raw).next().is_none() && !is_blank(first_line) {
+        // The body begins at once. It must not become a part of the header section.
+        message.extend_from_slice(end);
+    }
     let mut kept = 0;
-    for field in HeaderView::parse(raw).fields("From") {
+    for field in Fields::new(raw) {
+        let is_from = new_from.is_some() && field.is("From");
+        if !is_from && !drops(&field) {
+            continue;
+        }
         message.extend_from_slice(raw.get(kept..field.start).unwrap_or_default());
         kept = field.end;
-        if !replaced {
+        if is_from && let Some(tokens) = to_replace.take() {
             let end = line_end(field.raw);
-            push_from(&mut message, field.name, from, if end == b"\n" { end } else { b"\r\n" });
-            message.extend_from_slice(end);
-            replaced = true;
-        }
-    }
-    if !replaced {
-        let first_line = raw.get(..memchr(b'\n', raw).map_or(0, |at| at + 1)).unwrap_or_default();
-        let end: &[u8] = if line_end(first_line) == b"\n" { b"\n" } else { b"\r\n" };
-        push_from(&mut message, b"From", from, end);
-        message.extend_from_slice(end);
-        if Fields::new(raw).next().is_none() && !is_blank(first_line) {
-            // The body begins at once. It must not become a part of the header section.
+            push_field(&mut message, field.name, tokens, if end == b"\n" { end } else { b"\r\n" });
             message.extend_from_slice(end);
         }
     }
@@ -110,12 +176,12 @@ pub fn with_from(raw: &[u8], from: &str) -> Vec<u8> {
     message
 }
 
-/// Writes the field without its last line end.
-fn push_from(message: &mut Vec<u8>, name: &[u8], from: &str, line_end: &[u8]) {
+/// Writes a field without its last line end, folded between its tokens.
+fn push_field(message: &mut Vec<u8>, name: &[u8], tokens: &[String], line_end: &[u8]) {
     message.extend_from_slice(name);
     message.push(b':');
     let mut length = name.len() + 1;
-    for (count, token) in from_tokens(from).iter().enumerate() {
+    for (count, token) in tokens.iter().enumerate() {
         // The first token stays beside the field name: a line of white space alone is obsolete syntax.
         if count > 0 && length + 1 + token.len() > PREFERRED_LINE {
             message.extend_from_slice(line_end);
@@ -177,6 +243,10 @@ struct Field<'a> {
 }
 
 impl Field<'_> {
+    fn is(&self, name: &str) -> bool {
+        self.name.eq_ignore_ascii_case(name.as_bytes())
+    }
+
     /// The value as text: unfolded (RFC 5322 section 2.2.3), trimmed, without control characters. Bytes that are not
     /// UTF-8 are taken as windows-1252, which is what unlabelled text most often is.
     fn text(&self) -> String {

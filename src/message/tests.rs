@@ -95,6 +95,48 @@ fn message_id_comes_with_its_brackets() {
 }
 
 #[test]
+fn trace_fields_are_counted() {
+    for (raw, expected) in [
+        ("", 0),
+        ("Received: a\r\nX: y\r\nRECEIVED:\r\n b\r\n\r\nReceived: body\r\n", 2),
+        ("X-Received: a\r\n\r\n", 0),
+    ] {
+        assert_eq!(HeaderView::parse(raw.as_bytes()).received_count(), expected, "{raw:?}");
+    }
+}
+
+#[test]
+fn reports_on_messages_are_known_by_any_of_their_marks() {
+    for (raw, expected) in [
+        ("Content-Type: multipart/report; report-type=delivery-status; boundary=x\r\n\r\n", true),
+        ("content-type:\r\n Multipart/Report ;\r\n boundary=x\r\n\r\n", true),
+        ("Content-Type: multipart/mixed; x=multipart/report\r\n\r\n", false),
+        ("Content-Type: multipart/reports\r\n\r\n", false),
+        ("Return-Path: <>\r\n\r\n", true),
+        ("Return-Path:\r\n < >\r\n\r\n", true),
+        ("Return-Path: <bounce@x.test>\r\n\r\n", false),
+        ("Return-Path:\r\n\r\n", false),
+        ("From: \"MAILER-DAEMON\" <bounce@x.test>\r\n\r\n", true),
+        ("From: Mailer-Daemon@x.test\r\n\r\n", true),
+        ("From: Mailer <john@x.test>\r\n\r\n", false),
+        ("Subject: x\r\n\r\nContent-Type: multipart/report\r\n", false),
+        ("", false),
+    ] {
+        assert_eq!(HeaderView::parse(raw.as_bytes()).is_delivery_report(), expected, "{raw:?}");
+    }
+}
+
+#[test]
+fn recipients_are_those_of_to_cc_and_bcc() {
+    let raw = "To: =?utf-8?q?J=C3=BC=2C?= <B@X.test>,\r\n a@x.test\r\nTO: team: c@x.test, \"d@y.test\" <d@x.test>;\r\n\
+               Cc: a@x.test\r\nBcc: e@x.test\r\nResent-To: f@x.test\r\nX-To: g@x.test\r\n\r\nTo: h@x.test\r\n";
+    let recipients = HeaderView::parse(raw.as_bytes()).recipients();
+    let recipients: Vec<_> = recipients.iter().map(Address::as_str).collect();
+    assert_eq!(recipients, ["a@x.test", "b@x.test", "c@x.test", "d@x.test", "e@x.test"]);
+    assert_eq!(HeaderView::parse(b"To: undisclosed-recipients:;\r\n\r\n").recipients().len(), 0);
+}
+
+#[test]
 fn any_high_byte_makes_a_message_8_bit() {
     assert!(!HeaderView::parse(b"From: a\r\n\r\nx").is_8bit());
     assert!(HeaderView::parse("From: ä\r\n\r\nx".as_bytes()).is_8bit());
@@ -174,9 +216,10 @@ fn huge_header_sections_take_linear_time() {
 }
 
 /// Fragments that are likelier than random bytes to make a header section.
-fn message_bytes() -> impl Strategy<Value = Vec<u8>> {
+pub(super) fn message_bytes() -> impl Strategy<Value = Vec<u8>> {
     let fragment = prop_oneof![
-        "(From|fRoM|To|Message-ID)[ ]?:[ -~]{0,8}".prop_map(String::into_bytes),
+        "(From|fRoM|To|Message-ID|Bcc|Resent-bcc|RETURN-PATH|Date|Received|X-Odoo-Objects)[ ]?:[ -~]{0,8}"
+            .prop_map(String::into_bytes),
         prop::sample::select(vec![
             "\r\n",
             "\n",
@@ -196,8 +239,8 @@ fn message_bytes() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(fragment, 0..16).prop_map(|fragments| fragments.concat())
 }
 
-/// The message without its From fields, found line by line instead of by the scan under test.
-fn without_from(raw: &[u8]) -> Vec<u8> {
+/// The message without certain fields, found line by line instead of by the scan under test.
+pub(super) fn without(raw: &[u8], fields: &[&str]) -> Vec<u8> {
     let (mut kept, mut in_header, mut dropping) = (Vec::new(), true, None);
     for line in raw.split_inclusive(|byte| *byte == b'\n') {
         let continues = dropping.is_some() && matches!(line[0], b' ' | b'\t');
@@ -205,7 +248,8 @@ fn without_from(raw: &[u8]) -> Vec<u8> {
             let name = line.split(|byte| *byte == b':').next().unwrap().trim_ascii_end();
             in_header =
                 line.contains(&b':') && !name.is_empty() && name.iter().all(|byte| (33..127).contains(byte));
-            dropping = in_header.then(|| name.eq_ignore_ascii_case(b"from"));
+            let is_named = |field: &&str| name.eq_ignore_ascii_case(field.as_bytes());
+            dropping = in_header.then(|| fields.iter().any(is_named));
         }
         if !(in_header && dropping == Some(true)) {
             kept.extend_from_slice(line);
@@ -220,7 +264,7 @@ proptest! {
     #[test]
     fn every_byte_but_the_from_is_kept(raw in message_bytes(), from in any::<String>()) {
         let rewritten = with_from(&raw, &from);
-        let (before, after) = (without_from(&raw), without_from(&rewritten));
+        let (before, after) = (without(&raw, &["From"]), without(&rewritten, &["From"]));
         // A separator is added where there was no header section.
         let added = after.len() - before.len();
         prop_assert!(after.ends_with(&before), "{:?}", rewritten.escape_ascii().to_string());
@@ -254,6 +298,9 @@ proptest! {
         let view = HeaderView::parse(&raw);
         let text = [view.from(), view.message_id()].into_iter().flatten().collect::<String>();
         prop_assert!(!text.contains(char::is_control));
+        view.recipients();
+        view.is_delivery_report();
+        prop_assert!(view.received_count() <= raw.len());
         prop_assert_eq!(view.is_8bit(), raw.iter().any(|byte| *byte >= 0x80));
     }
 }
