@@ -22,6 +22,8 @@ pub struct Config {
     pub admin: admin::Config,
     /// Each `[[mailbox]]`, in the file's order.
     pub mailboxes: Vec<mailbox::Config>,
+    /// What can be used and yet is most likely not what was meant, in the order of its lines.
+    pub warnings: Vec<Mistake>,
 }
 
 /// Why a configuration cannot be used: every mistake in it.
@@ -72,17 +74,21 @@ impl Config {
         let delivery = root.section("delivery", |s| delivery::Config::read(s, &delivery::Config::default()));
         let fetch = root.section("fetch", |s| fetch::Config::read(s, &fetch::Config::default()));
         let mut has_gateway = false;
+        let mut odoo_line = 0;
         let odoo = root.section("odoo", |s| {
             has_gateway = s.has("url");
+            odoo_line = s.line();
             odoo::Config::read(s)
         });
         let mut lines = HashMap::new();
+        let mut filters = HashMap::new();
         let mailboxes = root.sections("mailbox", |section| {
             let mailbox = mailbox::Config::read(section, &microsoft, &delivery, &fetch)?;
             if let Some(first) = lines.insert(mailbox.address.clone(), section.line()) {
                 let message = format!("{} already is the mailbox of line {first}: keep one", mailbox.address);
                 section.mistake("address", message);
             }
+            filters.insert(mailbox.address.clone(), section.place("from_filter"));
             if mailbox.microsoft.client_id.is_empty() {
                 let message = format!("{} has no app: set client_id in [microsoft]", mailbox.address);
                 section.mistake("client_id", message);
@@ -95,17 +101,25 @@ impl Config {
         if mailboxes.is_empty() {
             root.mistake("mailbox", "is missing: at least one [[mailbox]] with its address");
         }
-        let config = Self {
+        let mut config = Self {
             microsoft,
             odoo,
             submission: root.section("submission", submission::Config::read),
             store: root.section("store", store::Config::read),
             admin: root.section("admin", admin::Config::read),
             mailboxes: mailboxes.into_iter().flatten().collect(),
+            warnings: Vec::new(),
         };
         if config.submission.listen.contains(&config.admin.listen) {
             root.mistake("admin", "listens where [submission] listens: give it a port of its own");
         }
+        let warnings = config.routes().warnings().into_iter().map(|warning| {
+            let place = warning.mailbox.and_then(|mailbox| filters.get(&mailbox).cloned());
+            let (line, key) = place.unwrap_or_else(|| (odoo_line, "odoo".to_owned()));
+            Mistake { line, key, message: warning.message }
+        });
+        config.warnings = warnings.collect();
+        config.warnings.sort();
         config
     }
 
@@ -174,6 +188,7 @@ mod tests {
     fn the_shipped_file_is_well_as_it_stands() {
         let parsed = parse(SHIPPED);
         assert_eq!(parsed.mistakes, []);
+        assert_eq!(parsed.value.warnings, []);
         assert_eq!(parsed.value.mailboxes.len(), 2);
     }
 
@@ -224,6 +239,26 @@ mod tests {
         assert_eq!(bounces(&both), [some("returns@two.test"), some("bounce@one.test")]);
         let full = parse("[odoo]\ndefault_from = 'robot@x.test'\n").value.odoo;
         assert_eq!(full.alias_domains.len(), 1);
+    }
+
+    #[test]
+    fn warnings_come_with_their_lines() {
+        let warnings = |text: &str| -> Vec<String> {
+            parse(text).value.warnings.iter().map(ToString::to_string).collect()
+        };
+        let mailboxes = "[[mailbox]]\naddress = 'a@x.test'\nsequence = 20\nfrom_filter = 'a@x.test, *@x.test'\n\
+                         [[mailbox]]\naddress = 'b@x.test'\n[[mailbox]]\naddress = 'c@x.test'\n";
+        for (text, expected) in [
+            (mailboxes.to_owned(), ["odoo: ", "4: mailbox[1].from_filter: ", "7: mailbox[3].from_filter: "]),
+            (
+                format!("\n[odoo]\ncatchall_domain = 'y.test'\n{mailboxes}"),
+                ["2: odoo: ", "7: mailbox[1].from_filter: ", "10: mailbox[3].from_filter: "],
+            ),
+        ] {
+            let said = warnings(&text);
+            assert!(said.iter().zip(expected).all(|(line, start)| line.starts_with(start)), "{said:#?}");
+            assert_eq!(said.len(), expected.len(), "{said:#?}");
+        }
     }
 
     #[test]

@@ -10,10 +10,12 @@ use filter::{Filter, Part};
 
 mod alias_domain;
 mod filter;
+mod review;
 #[cfg(test)]
 mod tests;
 
 pub use alias_domain::AliasDomain;
+pub use review::Warning;
 
 /// Why a mailbox was taken. The first that holds wins, in this order.
 #[derive(serde::Serialize, serde::Deserialize, Clone, Copy, Debug, PartialEq, Eq)]

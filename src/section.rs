@@ -17,8 +17,8 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// One mistake in the configuration.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// One mistake in the configuration, or a warning.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 pub struct Mistake {
     /// The line in the file, from 1; 0 where something is missing altogether.
     pub line: usize,
@@ -259,6 +259,11 @@ impl<'i> Section<'i> {
     /// Whether the file has `key` here.
     pub fn has(&self, key: &str) -> bool {
         self.entries.iter().any(|entry| entry.key == key)
+    }
+
+    /// Where `key` stands, or would: its line, else the section's, and its name with its section.
+    pub fn place(&self, key: &str) -> (usize, String) {
+        (self.line_of(key), self.path_to(key))
     }
 
     /// Notes a mistake at `key`.

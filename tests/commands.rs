@@ -47,6 +47,37 @@ async fn check_says_every_mistake_with_its_place_and_exits_78() {
 }
 
 #[tokio::test]
+async fn check_warns_of_what_can_never_happen_and_exits_0() {
+    let world = World::start().await;
+    let mut config = company::config(&world);
+    assert!(!config.cli(&["check"]).await.success().contains("warning"), "none for the company as it stands");
+
+    config.mailbox(JOHN, &[("from_filter", "\"john@example.com, *@example.org\"")]);
+    config.mailbox(JANE, &[]);
+    let said = config.cli(&["check"]).await.success();
+    assert!(said.contains("usable, with 2 warnings"), "{said}");
+    let toml = config.toml();
+    let line = |start: &str| toml.lines().position(|line| line.starts_with(start)).unwrap() + 1;
+    let file = config.dir().join("relay.toml").display().to_string();
+    let john = line("from_filter = \"john@");
+    assert!(
+        said.contains(&format!(
+            "{file}:{john}: warning: mailbox[2].from_filter: \"*@example.org\" never matches"
+        )),
+        "{said}"
+    );
+    assert!(
+        said.contains("warning: mailbox[3].from_filter: is missing, so this mailbox is asked last"),
+        "{said}"
+    );
+    let answer: serde_json::Value =
+        serde_json::from_str(&config.cli(&["check", "--json"]).await.success()).unwrap();
+    assert_eq!((answer["mailboxes"].as_u64(), answer["inboxes"].as_u64()), (Some(3), Some(1)));
+    assert_eq!(answer["warnings"].as_array().unwrap().len(), 2);
+    assert_eq!(answer["warnings"][0]["line"], john);
+}
+
+#[tokio::test]
 async fn a_file_that_is_not_there_and_words_that_are_off() {
     let config = Config::new();
     let output = tokio::process::Command::new(env!("CARGO_BIN_EXE_outlook-relay"))

@@ -46,7 +46,7 @@ pub struct Cli {
 enum Command {
     /// Runs the daemon; logs to stderr.
     Run,
-    /// Checks the configuration, offline: one line for each mistake.
+    /// Checks the configuration, offline: one line for each mistake, which no command works with, and each warning.
     Check,
     /// Tries out every mailbox's token, SMTP and IMAP, and Odoo: seen, meaning, remedy. Sends no mail, changes nothing.
     ///
@@ -156,7 +156,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
     let config = Config::load(&cli.config)?;
     match &cli.command {
         Command::Run => run::run(&config),
-        Command::Check => check::check(&config, &cli.config),
+        Command::Check => check::check(&config, &cli.config, cli.json),
         Command::Doctor { mailbox } => doctor::doctor(&config, mailbox.as_deref(), cli.json),
         Command::Route { from, mail_from } => route::route(&config, from, mail_from, cli.json),
         Command::Connect { mailbox, device, refresh_token_file } => {
