@@ -10,6 +10,8 @@ use filter::{Filter, Part};
 
 mod alias_domain;
 mod filter;
+#[cfg(test)]
+mod properties;
 mod review;
 #[cfg(test)]
 mod tests;

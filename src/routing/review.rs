@@ -52,8 +52,8 @@ impl Routes {
         }
         if !alive {
             found.push(format!(
-                "{:?} as a whole never matches, so no mail goes out through this mailbox: name its address, or leave \
-                 from_filter out where it is to send what nobody else may",
+                "{:?} as a whole never matches, so no From leads to this mailbox: name its address, or leave from_filter \
+                 out where it is to send what nobody else may",
                 filter.text
             ));
         }
