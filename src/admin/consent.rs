@@ -32,15 +32,9 @@ pub(super) async fn connect(
     body: Bytes,
 ) -> Response {
     let now = clock::now();
-    if let Some(refused) = Admin::refuse(admin.access(&asker, now)) {
-        return refused;
-    }
-    if let Some(forged) = admin.refuse_forged(&asker, &fields(&body)) {
-        return forged;
-    }
-    let mailbox = match admin.known(&mailbox) {
+    let mailbox = match admin.pressed(&asker, &mailbox, &body, now) {
         Ok(mailbox) => mailbox,
-        Err(unknown) => return *unknown,
+        Err(refused) => return *refused,
     };
     if admin.is_home(&asker) {
         return begin(&admin, &asker, &mailbox);

@@ -53,15 +53,9 @@ pub(super) async fn test(
     body: Bytes,
 ) -> Response {
     let now = clock::now();
-    if let Some(refused) = Admin::refuse(admin.access(&asker, now)) {
-        return refused;
-    }
-    if let Some(forged) = admin.refuse_forged(&asker, &fields(&body)) {
-        return forged;
-    }
-    let mailbox = match admin.known(&mailbox) {
+    let mailbox = match admin.pressed(&asker, &mailbox, &body, now) {
         Ok(mailbox) => mailbox,
-        Err(unknown) => return *unknown,
+        Err(refused) => return *refused,
     };
     let report = Box::pin(admin.sources.doctor.examine(Some(&mailbox), now)).await;
     Html(page(&mailbox, &report).into_string()).into_response()

@@ -171,6 +171,21 @@ impl Admin {
         }
     }
 
+    /// The mailbox whose button somebody pressed, who may, on a page that we sent to this browser; else the answer.
+    fn pressed(
+        &self,
+        asker: &Asker,
+        named: &str,
+        form: &[u8],
+        now: Timestamp,
+    ) -> Result<Address, Box<Response>> {
+        let refused = Self::refuse(self.access(asker, now));
+        match refused.or_else(|| self.refuse_forged(asker, &fields(form))) {
+            Some(refused) => Err(Box::new(refused)),
+            None => self.known(named),
+        }
+    }
+
     /// The mailbox that a path names, or the answer that there is none.
     fn known(&self, named: &str) -> Result<Address, Box<Response>> {
         let known =
