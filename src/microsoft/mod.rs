@@ -159,13 +159,8 @@ impl Config {
                 "is not an application (client) id: copy the GUID from the Azure app's page",
             );
         }
-        let loopback = ["http://127.0.0.1:", "http://localhost:", "http://[::1]:"];
-        let plain_ok = loopback.iter().any(|prefix| self.authority.starts_with(prefix));
-        if !Url::parse(&self.authority)
-            .is_ok_and(|url| url.has_host() && (url.scheme() == "https" || plain_ok))
-        {
-            section
-                .mistake("authority", "is not an https address, like \"https://login.microsoftonline.com\"");
+        if let Err(mistake) = check_authority(&self.authority) {
+            section.mistake("authority", mistake);
         }
         if self.grant == Grant::ClientCredentials && !self.names_own_tenant() {
             section.mistake(
@@ -230,6 +225,25 @@ impl Config {
             }
             Grant::ClientCredentials => vec![format!("{resource}/.default")],
         }
+    }
+}
+
+/// What is wrong with an authority, if anything is. Its URL goes into logs and errors, and the endpoints' paths are added
+/// to its end.
+fn check_authority(authority: &str) -> Result<(), &'static str> {
+    let url = Url::parse(authority).ok().filter(Url::has_host);
+    let url = url.ok_or("is not an https address, like \"https://login.microsoftonline.com\"")?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("holds a user or password, which the log would show: leave it out");
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err("has a ? or # in it: end it before, like \"https://login.microsoftonline.com\"");
+    }
+    let is_local = url.host_str().is_some_and(|host| ["127.0.0.1", "localhost", "[::1]"].contains(&host));
+    if url.scheme() == "https" || url.scheme() == "http" && is_local {
+        Ok(())
+    } else {
+        Err("is not an https address, like \"https://login.microsoftonline.com\"")
     }
 }
 
@@ -313,8 +327,28 @@ mod tests {
     }
 
     #[test]
-    fn only_loopback_may_be_plain_http() {
-        assert_eq!(read("authority = 'http://127.0.0.1:8080/'").1, Vec::<String>::new());
-        assert_eq!(read("authority = 'http://login.example.com'").1.len(), 1);
+    fn an_authority_is_https_and_holds_no_secret() {
+        for authority in [
+            "https://login.example.com",
+            "https://login.example.com/",
+            "http://127.0.0.1:8080/",
+            "http://[::1]:1",
+        ] {
+            assert_eq!(read(&format!("authority = '{authority}'")).1, Vec::<String>::new(), "{authority}");
+        }
+        for (authority, expected) in [
+            ("http://login.example.com", "is not an https address"),
+            ("login.example.com", "is not an https address"),
+            ("https://me:hunter2@login.example.com", "holds a user or password"),
+            ("https://hunter2@login.example.com", "holds a user or password"),
+            // Looks like loopback, and is not.
+            ("http://127.0.0.1:80@login.example.com", "holds a user or password"),
+            ("https://login.example.com/?x=hunter2", "has a ? or #"),
+            ("https://login.example.com/#x", "has a ? or #"),
+        ] {
+            let mistakes = read(&format!("authority = '{authority}'")).1;
+            assert_eq!(mistakes.len(), 1, "{authority}: {mistakes:?}");
+            assert!(mistakes[0].contains(expected) && !mistakes[0].contains("hunter2"), "{mistakes:?}");
+        }
     }
 }
