@@ -1,5 +1,5 @@
-//! Refresh tokens at rest: sealed with XChaCha20-Poly1305 under a key that lies apart from the store. This file is pure;
-//! the [`Keyring`] knows where the key's file is. Nobody else sees a key.
+//! Refresh tokens at rest, and the key that signs invitations: sealed with XChaCha20-Poly1305 under a key that lies apart
+//! from the store. This file is pure; the [`Keyring`] knows where the key's file is. Nobody else sees a key.
 //!
 //! A sealed token is: one byte of version, the key's id, the nonce, then ciphertext and tag. Version, key id and the
 //! mailbox's address are authenticated with it: a row that was copied to another mailbox does not open.
@@ -80,6 +80,41 @@ pub enum Error {
         /// Whose it should be.
         mailbox: Address,
     },
+    /// The same of the key that signs invitations.
+    #[error(
+        "the sealed key of the invitations was changed or damaged: put the store back from a backup, or run \
+         `outlook-relay store rotate-key`, which makes a new one: the links given out before then no longer count"
+    )]
+    TamperedInvitations,
+}
+
+/// Whose secret is sealed.
+#[derive(Clone, Copy, Debug)]
+pub enum Owner<'a> {
+    /// A mailbox's refresh token.
+    Mailbox(&'a Address),
+    /// The relay's key that signs invitations.
+    Invitations,
+}
+
+impl Owner<'_> {
+    /// That something does not open as this one's.
+    pub fn tampered(self) -> Error {
+        match self {
+            Self::Mailbox(mailbox) => Error::Tampered { mailbox: mailbox.clone() },
+            Self::Invitations => Error::TamperedInvitations,
+        }
+    }
+
+    /// What is authenticated besides the secret.
+    fn associated(self, head: &[u8]) -> Vec<u8> {
+        match self {
+            Self::Mailbox(mailbox) => {
+                [b"outlook-relay refresh token\0", head, mailbox.as_str().as_bytes()].concat()
+            }
+            Self::Invitations => [b"outlook-relay invitations' key\0", head].concat(),
+        }
+    }
 }
 
 /// Names a key without telling anything about it: the first bytes of a hash of it.
@@ -152,36 +187,36 @@ impl Key {
         SecretString::from(STANDARD.encode(self.secret.expose_secret()))
     }
 
-    /// Seals a mailbox's token. `nonce` is drawn at random, anew each time.
+    /// Seals a secret. `nonce` is drawn at random, anew each time.
     ///
     /// # Errors
     /// None in practice: a text too long for the cipher (256 GiB).
-    pub fn seal(&self, nonce: Nonce, mailbox: &Address, token: &SecretString) -> Result<Vec<u8>, Error> {
+    pub fn seal(&self, nonce: Nonce, owner: Owner<'_>, secret: &SecretString) -> Result<Vec<u8>, Error> {
         let mut sealed = vec![VERSION];
         sealed.extend(self.id.0);
-        let associated = associated(&sealed, mailbox);
-        let payload = Payload { msg: token.expose_secret().as_bytes(), aad: &associated };
+        let associated = owner.associated(&sealed);
+        let payload = Payload { msg: secret.expose_secret().as_bytes(), aad: &associated };
         let body = self.cipher().encrypt(&nonce.into(), payload);
         sealed.extend(nonce);
-        sealed.extend(body.map_err(|_| Error::Tampered { mailbox: mailbox.clone() })?);
+        sealed.extend(body.map_err(|_| owner.tampered())?);
         Ok(sealed)
     }
 
-    /// Opens what [`Key::seal`] made of this mailbox's token.
+    /// Opens what [`Key::seal`] made of this one's secret.
     ///
     /// # Errors
-    /// Bytes that this key did not seal for this mailbox.
-    pub fn open(&self, mailbox: &Address, sealed: &[u8]) -> Result<SecretString, Error> {
-        self.opened(mailbox, sealed).ok_or_else(|| Error::Tampered { mailbox: mailbox.clone() })
+    /// Bytes that this key did not seal for this one.
+    pub fn open(&self, owner: Owner<'_>, sealed: &[u8]) -> Result<SecretString, Error> {
+        self.opened(owner, sealed).ok_or_else(|| owner.tampered())
     }
 
-    fn opened(&self, mailbox: &Address, sealed: &[u8]) -> Option<SecretString> {
+    fn opened(&self, owner: Owner<'_>, sealed: &[u8]) -> Option<SecretString> {
         let (head, nonce, body) = (sealed.get(..HEAD)?, sealed.get(HEAD..BODY)?, sealed.get(BODY..)?);
         let nonce = Nonce::try_from(nonce).ok()?;
         if head.first() != Some(&VERSION) || key_id(sealed) != Some(self.id) {
             return None;
         }
-        let payload = Payload { msg: body, aad: &associated(head, mailbox) };
+        let payload = Payload { msg: body, aad: &owner.associated(head) };
         let clear = self.cipher().decrypt(&nonce.into(), payload).ok()?;
         String::from_utf8(clear).ok().map(SecretString::from)
     }
@@ -194,11 +229,6 @@ impl Key {
 /// The key under which a token was sealed; `None`: these bytes are no sealed token.
 pub fn key_id(sealed: &[u8]) -> Option<KeyId> {
     sealed.get(1..HEAD).and_then(KeyId::from_bytes)
-}
-
-/// What is authenticated besides the token.
-fn associated(head: &[u8], mailbox: &Address) -> Vec<u8> {
-    [b"outlook-relay refresh token\0", head, mailbox.as_str().as_bytes()].concat()
 }
 
 #[cfg(test)]

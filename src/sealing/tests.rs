@@ -18,17 +18,18 @@ fn john() -> Address {
 }
 
 fn sealed(token: &str) -> Vec<u8> {
-    key(1).seal([7; 24], &john(), &SecretString::from(token)).unwrap()
+    key(1).seal([7; 24], Owner::Mailbox(&john()), &SecretString::from(token)).unwrap()
 }
 
 #[test]
 fn what_was_sealed_opens_for_its_mailbox_alone() {
     let sealed = sealed("a refresh token");
-    assert_eq!(key(1).open(&john(), &sealed).unwrap().expose_secret(), "a refresh token");
+    assert_eq!(key(1).open(Owner::Mailbox(&john()), &sealed).unwrap().expose_secret(), "a refresh token");
     let jane = Address::normalise("jane@example.com").unwrap();
-    let error = key(1).open(&jane, &sealed).unwrap_err().to_string();
+    let error = key(1).open(Owner::Mailbox(&jane), &sealed).unwrap_err().to_string();
     assert!(error.contains("jane@example.com") && error.contains("outlook-relay connect"), "{error}");
-    assert!(key(2).open(&john(), &sealed).is_err(), "another key");
+    assert!(key(2).open(Owner::Mailbox(&john()), &sealed).is_err(), "another key");
+    assert!(key(1).open(Owner::Invitations, &sealed).is_err());
     assert!(!sealed.windows(7).any(|part| part == b"refresh"));
 }
 
@@ -38,15 +39,15 @@ fn every_flipped_bit_and_every_cut_is_refused() {
     for bit in 0..whole.len() * 8 {
         let mut flipped = whole.clone();
         flipped[bit / 8] ^= 1 << (bit % 8);
-        assert!(key(1).open(&john(), &flipped).is_err(), "bit {bit}");
+        assert!(key(1).open(Owner::Mailbox(&john()), &flipped).is_err(), "bit {bit}");
     }
     for length in 0..whole.len() {
-        assert!(key(1).open(&john(), &whole[..length]).is_err(), "{length} bytes");
+        assert!(key(1).open(Owner::Mailbox(&john()), &whole[..length]).is_err(), "{length} bytes");
     }
     // Even where the id is made to fit the other key.
     let mut foreign = whole;
     foreign[1..9].copy_from_slice(key(2).id().as_bytes());
-    assert!(key(2).open(&john(), &foreign).is_err());
+    assert!(key(2).open(Owner::Mailbox(&john()), &foreign).is_err());
 }
 
 #[test]
@@ -72,8 +73,8 @@ proptest! {
     #[test]
     fn any_text_comes_back(text in ".*", secret: [u8; 32], nonce: [u8; 24]) {
         let key = Key::new(SecretBox::new(Box::new(secret)));
-        let sealed = key.seal(nonce, &john(), &SecretString::from(text.as_str())).unwrap();
-        let opened = key.open(&john(), &sealed).unwrap();
+        let sealed = key.seal(nonce, Owner::Mailbox(&john()), &SecretString::from(text.as_str())).unwrap();
+        let opened = key.open(Owner::Mailbox(&john()), &sealed).unwrap();
         prop_assert_eq!(opened.expose_secret(), text.as_str());
         let read = Key::from_text(key.to_text().expose_secret()).unwrap();
         prop_assert_eq!(read.id(), key.id());
@@ -81,7 +82,7 @@ proptest! {
 
     #[test]
     fn no_bytes_are_too_odd(bytes: Vec<u8>) {
-        prop_assert!(key(1).open(&john(), &bytes).is_err());
+        prop_assert!(key(1).open(Owner::Mailbox(&john()), &bytes).is_err());
     }
 }
 

@@ -1,9 +1,13 @@
-//! The invitations' rows: the key that signs the links, and each mailbox's generation.
+//! The invitations' rows: the key that signs the links, sealed, and each mailbox's generation.
 
+use super::sealed::{self, opened, written};
 use super::writer::Write;
 use super::{Error, Store};
 use crate::address::Address;
-use secrecy::{ExposeSecret, SecretSlice};
+use crate::sealing::{Key, KeyId, Keyring, Owner};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use secrecy::{ExposeSecret, SecretSlice, SecretString};
 use sqlx::SqliteConnection;
 
 /// Which of [`super::Store`]'s keys signs invitations.
@@ -29,14 +33,19 @@ impl Store {
     /// The key that signs invitations, once there is one.
     ///
     /// # Errors
-    /// The disk's.
+    /// The disk's, and a key that does not open.
     pub async fn invite_key(&self) -> Result<Option<SecretSlice<u8>>, Error> {
-        let key: Option<Vec<u8>> = sqlx::query_scalar("SELECT key FROM own_key WHERE name = $1")
+        let sealed: Option<Vec<u8>> = sqlx::query_scalar("SELECT sealed FROM own_key WHERE name = $1")
             .bind(KEY)
             .fetch_optional(&self.readers)
             .await
             .map_err(|source| Error::Read { operation: "the invitations' key", source })?;
-        Ok(key.map(SecretSlice::from))
+        let Some(sealed) = sealed else {
+            return Ok(None);
+        };
+        let text = opened(&self.keys, Owner::Invitations, &sealed)?;
+        let key = STANDARD.decode(text.expose_secret());
+        Ok(Some(SecretSlice::from(key.map_err(|_| Owner::Invitations.tampered())?)))
     }
 
     /// Keeps a key to sign invitations with, unless there is one already.
@@ -70,12 +79,53 @@ impl Store {
     }
 }
 
-pub(super) async fn apply(write: &InviteWrite, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+/// Seals the key anew. One that does not open is of no use: the next invitation makes another.
+pub(super) async fn reseal(
+    connection: &mut SqliteConnection,
+    keys: &Keyring,
+    new: &Key,
+) -> Result<(), Error> {
+    let operation = "reseal the invitations' key";
+    let sealed: Option<Vec<u8>> = sqlx::query_scalar("SELECT sealed FROM own_key WHERE name = $1")
+        .bind(KEY)
+        .fetch_optional(&mut *connection)
+        .await
+        .map_err(written(operation))?;
+    let Some(sealed) = sealed else {
+        return Ok(());
+    };
+    let query = match opened(keys, Owner::Invitations, &sealed) {
+        Ok(text) => {
+            let anew = new.seal(rand::random(), Owner::Invitations, &text)?;
+            sqlx::query("UPDATE own_key SET sealed = $2 WHERE name = $1").bind(KEY).bind(anew)
+        }
+        Err(_) => sqlx::query("DELETE FROM own_key WHERE name = $1").bind(KEY),
+    };
+    query.execute(connection).await.map(drop).map_err(written(operation))
+}
+
+/// Drops what was sealed under another key than this one.
+pub(super) async fn forget_others(connection: &mut SqliteConnection, id: KeyId) -> Result<(), sqlx::Error> {
+    // See src/sealing.rs: the key's id stands behind one byte of version.
+    sqlx::query("DELETE FROM own_key WHERE substr(sealed, 2, 8) <> $1")
+        .bind(id.as_bytes())
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
+pub(super) async fn apply(
+    write: &InviteWrite,
+    connection: &mut SqliteConnection,
+    keys: &Keyring,
+) -> Result<(), sqlx::Error> {
     let query = match write {
-        InviteWrite::Key(key) => {
-            sqlx::query("INSERT INTO own_key (name, key) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING")
+        InviteWrite::Key(secret) => {
+            let text = SecretString::from(STANDARD.encode(secret.expose_secret()));
+            let sealed = sealed::key(connection, keys).await?.seal(rand::random(), Owner::Invitations, &text);
+            sqlx::query("INSERT INTO own_key (name, sealed) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING")
                 .bind(KEY)
-                .bind(key.expose_secret())
+                .bind(sealed.map_err(|error| sqlx::Error::Encode(Box::new(error)))?)
         }
         InviteWrite::Revoke(mailbox) => sqlx::query(
             "INSERT INTO invitation (mailbox, generation) VALUES ($1, 1) \
@@ -84,4 +134,90 @@ pub(super) async fn apply(write: &InviteWrite, connection: &mut SqliteConnection
         .bind(mailbox.as_str()),
     };
     query.execute(connection).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Config, connect, create, migrator, options};
+    use super::*;
+    use sqlx::{ConnectOptions, Connection};
+
+    const SECRET: &[u8; 32] = b"the key that signs invitations..";
+
+    async fn with_store<T>(config: &Config, work: impl AsyncFnOnce(Store) -> T) -> T {
+        let (store, writer) = Store::open(config).await.unwrap();
+        let writing = tokio::spawn(writer.run());
+        let done = work(store.clone()).await;
+        store.close().await;
+        writing.await.unwrap();
+        done
+    }
+
+    async fn keep(config: &Config) {
+        with_store(config, async |store| store.keep_invite_key(SecretSlice::from(SECRET.to_vec())).await)
+            .await
+            .unwrap();
+    }
+
+    async fn read(config: &Config) -> Result<Option<Vec<u8>>, Error> {
+        let key = with_store(config, async |store| store.invite_key().await).await?;
+        Ok(key.map(|key| key.expose_secret().to_vec()))
+    }
+
+    fn is_anywhere(folder: &std::path::Path, text: &[u8]) -> bool {
+        std::fs::read_dir(folder).unwrap().any(|file| {
+            let bytes = std::fs::read(file.unwrap().path()).unwrap();
+            bytes.windows(text.len()).any(|part| part == text)
+        })
+    }
+
+    #[tokio::test]
+    async fn the_key_is_sealed_and_goes_along_with_each_rotation() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config::at(folder.path().join("relay.db"));
+        keep(&config).await;
+        let encoded = STANDARD.encode(SECRET);
+        for _ in 0..2 {
+            assert_eq!(read(&config).await.unwrap().as_deref(), Some(&SECRET[..]));
+            assert!(!is_anywhere(folder.path(), SECRET) && !is_anywhere(folder.path(), encoded.as_bytes()));
+            Store::rotate_key(&config).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_key_that_lay_in_clear_no_longer_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config::at(folder.path().join("relay.db"));
+        create(&config.path).unwrap();
+        let mut old = options(&config.path).connect().await.unwrap();
+        migrator(3).run(&mut old).await.unwrap();
+        sqlx::query("INSERT INTO own_key VALUES ('invitation', $1)")
+            .bind(SECRET.as_slice())
+            .execute(&mut old)
+            .await
+            .unwrap();
+        old.close().await.unwrap();
+        assert_eq!(read(&config).await.unwrap(), None);
+        keep(&config).await;
+        assert!(read(&config).await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_lost_or_damaged_key_costs_the_links_and_no_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config::at(folder.path().join("relay.db"));
+        keep(&config).await;
+        // No token is sealed under it: nothing is worth stopping for.
+        std::fs::remove_file(folder.path().join("relay.key")).unwrap();
+        assert_eq!(read(&config).await.unwrap(), None);
+        keep(&config).await;
+
+        let (mut connection, _) = connect(&config).await.unwrap();
+        sqlx::query("UPDATE own_key SET sealed = sealed || x'00'").execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+        let error = read(&config).await.unwrap_err().to_string();
+        assert!(error.contains("invitations") && error.contains("rotate-key"), "{error}");
+        Store::rotate_key(&config).await.unwrap();
+        assert_eq!(read(&config).await.unwrap(), None, "as the error said");
+    }
 }

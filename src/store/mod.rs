@@ -399,11 +399,12 @@ pub(crate) fn create_private(path: &Path) -> std::io::Result<std::fs::File> {
 }
 
 /// The schema's history; rows are only ever added to the list.
-const MIGRATIONS: [(i64, &str, &str); 4] = [
+const MIGRATIONS: [(i64, &str, &str); 5] = [
     (1, "start", include_str!("migrations/0001_start.sql")),
     (2, "sealed tokens", include_str!("migrations/0002_sealed_tokens.sql")),
     (3, "invitations", include_str!("migrations/0003_invitations.sql")),
     (4, "delivery", include_str!("migrations/0004_delivery.sql")),
+    (5, "sealed own keys", include_str!("migrations/0005_sealed_own_keys.sql")),
 ];
 
 /// What brings the tables to a version; only tests want another than the newest.

@@ -4,8 +4,8 @@ use super::queue::address;
 use super::sealed::{
     Tables, establish, first, lock, random_key, rows, run, set_key, truncate_log, wholly, written,
 };
-use super::{Config, Error, Store, connect};
-use crate::sealing::{self, Key, KeyId, Keyring, key_id};
+use super::{Config, Error, Store, connect, invites};
+use crate::sealing::{self, Key, KeyId, Keyring, Owner, key_id};
 use sqlx::SqliteConnection;
 use std::time::Duration;
 
@@ -57,7 +57,7 @@ pub(super) enum Step {
     WriteNew,
     /// So that nothing is lost when the file is replaced.
     KeepOld,
-    /// Every token, in one transaction.
+    /// Every token and the invitations' key, in one transaction.
     Reseal,
     PutInPlace,
     /// The file as it now stands opens every token.
@@ -114,7 +114,7 @@ impl Rotation<'_> {
                 for (mailbox, sealed) in rows(self.connection).await? {
                     let mailbox = address(&mailbox)?;
                     if key_id(&sealed) == Some(self.new.id()) {
-                        fresh.key(self.new.id())?.open(&mailbox, &sealed)?;
+                        fresh.key(self.new.id())?.open(Owner::Mailbox(&mailbox), &sealed)?;
                     }
                 }
             }
@@ -136,14 +136,15 @@ impl Rotation<'_> {
             let mut resealed = 0;
             for (mailbox, sealed) in rows(connection).await? {
                 let owner = address(&mailbox)?;
-                let tampered = || sealing::Error::Tampered { mailbox: owner.clone() };
+                let tampered = || Owner::Mailbox(&owner).tampered();
                 let old = match keys.key(key_id(&sealed).ok_or_else(tampered)?) {
                     Ok(old) => old,
                     // Under a lost key (`--lost`): nothing can be done with it, and nothing is.
                     Err(sealing::Error::Missing { .. } | sealing::Error::Other { .. }) => continue,
                     Err(error) => return Err(error.into()),
                 };
-                let anew = new.seal(rand::random(), &owner, &old.open(&owner, &sealed)?)?;
+                let owner = Owner::Mailbox(&owner);
+                let anew = new.seal(rand::random(), owner, &old.open(owner, &sealed)?)?;
                 sqlx::query("UPDATE token SET sealed = $2 WHERE mailbox = $1")
                     .bind(mailbox)
                     .bind(anew)
@@ -152,6 +153,7 @@ impl Rotation<'_> {
                     .map_err(written(operation))?;
                 resealed += 1;
             }
+            invites::reseal(connection, keys, new).await?;
             set_key(connection, new.id()).await.map_err(written(operation))?;
             Ok(resealed)
         })

@@ -4,8 +4,8 @@
 //! store puts them right. Whoever changes key files holds a lock on the store's folder.
 
 use super::queue::address;
-use super::{Config, Error};
-use crate::sealing::{Key, KeyId, Keyring, key_id};
+use super::{Config, Error, invites};
+use crate::sealing::{self, Key, KeyId, Keyring, Owner, key_id};
 use secrecy::{SecretBox, SecretString};
 use sqlx::{Row, SqliteConnection};
 use std::collections::BTreeSet;
@@ -70,6 +70,16 @@ pub(super) async fn key(connection: &mut SqliteConnection, keys: &Keyring) -> Re
     keys.key(id).map_err(|error| sqlx::Error::Encode(Box::new(error)))
 }
 
+/// Opens what lies in a row, whichever key it was sealed with.
+pub(super) fn opened(
+    keys: &Keyring,
+    owner: Owner<'_>,
+    sealed: &[u8],
+) -> Result<SecretString, sealing::Error> {
+    let id = key_id(sealed).ok_or_else(|| owner.tampered())?;
+    keys.key(id)?.open(owner, sealed)
+}
+
 /// Finds the key of the store, makes the first one, finishes what a crash cut short, and seals what was not.
 ///
 /// # Errors
@@ -110,10 +120,16 @@ pub(super) async fn establish(
     Ok(keys.tidy(|key| key == id || tables.needs(key))?)
 }
 
-/// Takes the file's key as the one that seals; makes one where there is none.
+/// Takes the file's key as the one that seals; makes one where there is none. Of the invitations' key only the links
+/// depend, so it is not worth keeping where its own key is lost.
 pub(super) async fn first(connection: &mut SqliteConnection, keys: &Keyring) -> Result<KeyId, Error> {
     let key = keys.first(random_key())?;
-    set_key(connection, key.id()).await.map_err(written("note the key"))?;
+    let operation = "note the key";
+    wholly(connection, operation, async |connection| {
+        set_key(connection, key.id()).await.map_err(written(operation))?;
+        invites::forget_others(connection, key.id()).await.map_err(written(operation))
+    })
+    .await?;
     Ok(key.id())
 }
 
@@ -138,7 +154,7 @@ async fn seal_clear(connection: &mut SqliteConnection, keys: &Keyring) -> Result
         for row in rows.map_err(written(operation))? {
             let mailbox: String = row.try_get(0).map_err(written(operation))?;
             let token = SecretString::from(row.try_get::<String, _>(1).map_err(written(operation))?);
-            let sealed = key.seal(rand::random(), &address(&mailbox)?, &token)?;
+            let sealed = key.seal(rand::random(), Owner::Mailbox(&address(&mailbox)?), &token)?;
             sqlx::query(
                 "INSERT INTO token (mailbox, tenant, client_id, sealed, consented_at, refreshed_at) \
                  SELECT mailbox, tenant, client_id, $2, consented_at, refreshed_at FROM clear_token \

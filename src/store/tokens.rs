@@ -4,7 +4,7 @@ use super::queue::address;
 use super::writer::Write;
 use super::{Error, Store, millis, sealed, timestamp};
 use crate::address::Address;
-use crate::sealing::{self, Keyring};
+use crate::sealing::{Keyring, Owner};
 use jiff::Timestamp;
 use secrecy::SecretString;
 use sqlx::SqliteConnection;
@@ -54,7 +54,7 @@ impl Store {
         let Some((tenant, client_id, sealed, consented_at, refreshed_at)) = row else {
             return Ok(None);
         };
-        let refresh_token = opened(&self.keys, mailbox, &sealed)
+        let refresh_token = sealed::opened(&self.keys, Owner::Mailbox(mailbox), &sealed)
             .map_err(|source| Error::Sealed { mailbox: mailbox.clone(), source })?;
         Ok(Some(StoredToken {
             tenant,
@@ -85,7 +85,7 @@ pub(super) async fn apply(
     keys: &Keyring,
 ) -> Result<(), sqlx::Error> {
     let key = sealed::key(connection, keys).await?;
-    let sealed = key.seal(rand::random(), mailbox, &token.refresh_token);
+    let sealed = key.seal(rand::random(), Owner::Mailbox(mailbox), &token.refresh_token);
     let sealed = sealed.map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
     sqlx::query(
         "INSERT INTO token (mailbox, tenant, client_id, sealed, consented_at, refreshed_at) \
@@ -104,10 +104,4 @@ pub(super) async fn apply(
     .execute(connection)
     .await
     .map(drop)
-}
-
-fn opened(keys: &Keyring, mailbox: &Address, sealed: &[u8]) -> Result<SecretString, sealing::Error> {
-    let tampered = || sealing::Error::Tampered { mailbox: mailbox.clone() };
-    let id = sealing::key_id(sealed).ok_or_else(tampered)?;
-    keys.key(id)?.open(mailbox, sealed)
 }

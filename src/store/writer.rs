@@ -45,7 +45,7 @@ impl Write {
             Self::Queue(write) => queue::apply(write, connection).await,
             Self::Token(mailbox, token) => tokens::apply(mailbox, token, connection, keys).await,
             Self::Inbox(write) => inbox::apply(write, connection).await,
-            Self::Invite(write) => invites::apply(write, connection).await,
+            Self::Invite(write) => invites::apply(write, connection, keys).await,
             Self::ByHand(write) => by_hand::apply(write, connection).await,
         }
     }
