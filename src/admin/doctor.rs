@@ -2,7 +2,7 @@
 //! refresh its tokens.
 
 use super::door::Asker;
-use super::frame::{Reader, frame, pill, sentence};
+use super::frame::{Reader, by_button, frame, pill, sentence};
 use super::light::Light;
 use super::{Admin, fields, not_for_you};
 use crate::address::Address;
@@ -92,7 +92,7 @@ fn card(finding: &Finding) -> Markup {
                 dt { "Seen" } dd { (sentence(&finding.seen)) }
                 @if is_trouble {
                     dt { "Meaning" } dd { (sentence(&finding.meaning)) }
-                    dt { "Remedy" } dd { (sentence(&finding.remedy)) }
+                    dt { "Remedy" } dd { (sentence(&by_button(&finding.remedy, "press Connect on the page of the mailboxes"))) }
                 }
             }
             @if !finding.commands.is_empty() {

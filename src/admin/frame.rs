@@ -81,6 +81,18 @@ pub(super) fn sentence(text: &str) -> String {
     first.unwrap_or_default() + letters.as_str()
 }
 
+/// An advice in the words of the pages: where it says to run `connect`, the button does the same. `press` says which.
+pub(super) fn by_button(advice: &str, press: &str) -> String {
+    let mut text = String::with_capacity(advice.len());
+    let mut rest = advice;
+    while let Some((before, command)) = rest.split_once("run `outlook-relay connect ") {
+        text.push_str(before);
+        text.push_str(press);
+        rest = command.split_once('`').map_or("", |(_, after)| after);
+    }
+    text + rest
+}
+
 /// A text as one segment of a path (RFC 3986 section 3.3).
 pub(super) fn segment(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -154,6 +166,25 @@ mod tests {
         assert_eq!(seen("AADSTS1", "AADSTS1: gone"), "AADSTS1: gone");
         assert_eq!(seen("timeout", "no <answer>"), "<code>timeout</code> no &lt;answer&gt;");
         assert_eq!((sentence("ümlaut"), sentence("")), ("Ümlaut".to_owned(), String::new()));
+    }
+
+    #[test]
+    fn an_advice_names_the_button_in_place_of_the_command() {
+        for (advice, expected) in [
+            ("gone: run `outlook-relay connect j@example.com`", "gone: press Connect"),
+            (
+                "set it back, or run `outlook-relay connect a@b.c` to consent",
+                "set it back, or press Connect to consent",
+            ),
+            (
+                "run `outlook-relay connect a` or run `outlook-relay connect b`",
+                "press Connect or press Connect",
+            ),
+            ("run `outlook-relay store rotate-key`", "run `outlook-relay store rotate-key`"),
+            ("", ""),
+        ] {
+            assert_eq!(by_button(advice, "press Connect"), expected);
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The administrator's page: pure, from the [`Status`] to its markup.
 
-use super::frame::{Reader, csrf_field, day, frame, pill, seen, segment, sentence, time};
+use super::frame::{Reader, by_button, csrf_field, day, frame, pill, seen, segment, sentence, time};
 use super::light::{Light, of_token};
 use super::status::{Direction, InboxStatus, LastFailure, MailboxStatus, Status};
 use crate::failure::{Class, Failure};
@@ -171,7 +171,10 @@ fn explained(failure: &Failure) -> Markup {
             dt { "Seen" } dd { (seen(failure)) }
             dt { "Meaning" } dd { (meaning(failure.class)) }
             dt { "Remedy" }
-            dd { @if failure.advice.is_empty() { "None needed: it is tried again by itself." } @else { (sentence(&failure.advice)) } }
+            dd {
+                @if failure.advice.is_empty() { "None needed: it is tried again by itself." }
+                @else { (sentence(&by_button(&failure.advice, "press Connect"))) }
+            }
         }
     }
 }
@@ -326,6 +329,17 @@ mod tests {
             assert!(page.contains(part), "{part}: {page}");
         }
         assert!(!page.contains("<script>") && !page.contains("<b>"), "{page}");
+    }
+
+    #[test]
+    fn beside_the_button_nobody_is_sent_to_a_command_line() {
+        let failure = Failure::new(Class::Consent, "AADSTS50173", "revoked")
+            .advise("it was revoked: run `outlook-relay connect a@b.c`");
+        let lasting = serde_json::json!({"since": now(), "failure": failure});
+        let mut failing = mailbox("a@b.c", State::Failed, Some(failure));
+        failing.troubles.insert("token".to_owned(), serde_json::from_value(lasting).unwrap());
+        let page = shown(&status(vec![failing]));
+        assert!(page.contains("It was revoked: press Connect<"), "{page}");
     }
 
     #[test]
