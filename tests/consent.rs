@@ -363,5 +363,29 @@ async fn an_invitation_is_for_its_mailbox_once_and_can_be_revoked() {
     bed.store.revoke_invites(&address(JANE)).await.unwrap();
     assert!(matches!(bed.consents.invited(&jane, now).await, Err(InviteError::Revoked)));
     let gone = invite::issue(&bed.store, &address("gone@example.com"), later(60)).await.unwrap();
-    assert!(matches!(bed.consents.invited(&gone, now).await, Err(InviteError::Revoked)));
+    let error = bed.consents.invited(&gone, now).await.unwrap_err();
+    assert!(matches!(error, InviteError::Unknown(_)), "{error:?}");
+    assert!(error.to_string().contains("restarts the relay"), "{error}");
+}
+
+#[tokio::test]
+async fn who_said_no_is_told_apart_from_what_nobody_who_signs_in_can_help() {
+    let bed = Bed::start(|_, _| ()).await;
+    for (error, description, denied) in [
+        ("access_denied", "AADSTS65004: User declined to consent.", true),
+        ("access_denied", "AADSTS90094: An administrator has to consent.", true),
+        ("consent_required", "AADSTS65001: Nobody consented.", true),
+        ("server_error", "AADSTS50033: A passing error.", false),
+        ("temporarily_unavailable", "", false),
+        ("invalid_client", "AADSTS650053: The app asked for a scope that does not exist.", false),
+        ("invalid_request", "AADSTS900144: A parameter is missing.", false),
+    ] {
+        let state = query(&bed.begin(JOHN)).remove("state").unwrap();
+        let answer = Answer::Refused { error: error.to_owned(), description: description.to_owned() };
+        match bed.finish(&state, answer).await {
+            Err(ConsentError::Denied(_)) => assert!(denied, "{error}"),
+            Err(ConsentError::Failed(_)) => assert!(!denied, "{error}"),
+            other => panic!("{error}: {other:?}"),
+        }
+    }
 }

@@ -346,6 +346,8 @@ async fn an_invitation_works_once_and_for_its_mailbox_only() {
     assert_eq!(wrong.status, 403, "{wrong:?}");
     assert!(wrong.body.contains(&format!("signed in as <strong>{JOHN}")), "{wrong:?}");
     assert!(!is_connected(&config, JANE).await && !is_connected(&config, JOHN).await);
+    let line = relay.wait_for_log("sign-in failed").await;
+    assert!(line.contains("mailbox=jane@example.com") && line.contains(JOHN), "{line}");
 
     // John's does, once.
     let mut john = Visitor::new(&relay);

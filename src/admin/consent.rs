@@ -4,7 +4,7 @@
 //! the name to which Microsoft sends the browser back ([`Admin::home`]).
 
 use super::door::Asker;
-use super::frame::{Reader, csrf_field, frame, message, seen, segment, sentence};
+use super::frame::{Reader, by_button, csrf_field, frame, message, seen, segment, sentence};
 use super::{Access, Admin, fields};
 use crate::address::Address;
 use crate::clock;
@@ -41,7 +41,10 @@ pub(super) async fn connect(
     }
     match invite::issue(&admin.sources.store, &mailbox, clock::after(now, HOP)).await {
         Ok(token) => onward(&format!("{}/invite/{token}", admin.home(&asker)), "the page of this invitation"),
-        Err(error) => not_finished(&ConsentError::Store(error)),
+        Err(error) => {
+            tracing::warn!(%mailbox, error = %chain(&error), "sign-in failed");
+            not_finished(&ConsentError::Store(error))
+        }
     }
 }
 
@@ -201,6 +204,7 @@ fn not_invited(error: &InviteError) -> Response {
         InviteError::Invalid => (StatusCode::NOT_FOUND, "This link is not valid"),
         InviteError::Expired => (StatusCode::GONE, "This link has expired"),
         InviteError::Revoked => (StatusCode::GONE, "This link does not count any more"),
+        InviteError::Unknown(_) => (StatusCode::NOT_FOUND, "This mailbox cannot be connected here"),
         InviteError::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "That failed"),
     };
     message(Reader::Guest, status, "red", heading, &html! { p { (sentence(&error.to_string())) "." } })
@@ -219,9 +223,6 @@ fn not_finished(error: &ConsentError) -> Response {
         ConsentError::Failed(failure) => return failed(failure),
         ConsentError::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "The consent could not be kept"),
     };
-    if status.is_server_error() {
-        tracing::warn!(error = %chain(error), "sign-in failed");
-    }
     let text = html! {
         p { (sentence(&error.to_string())) "." }
         p.quiet { "What was there before still is: nothing was lost." }
@@ -240,7 +241,6 @@ fn denied(failure: &Failure) -> Response {
 }
 
 fn failed(failure: &Failure) -> Response {
-    tracing::warn!(class = %failure.class, code = %failure.code, reply = %failure.reply, advice = %failure.advice, "sign-in failed");
     let text = html! {
         p { "Nothing was lost. Open the link again; if this page comes back, show it to your administrator:" }
         (for_the_administrator(failure))
@@ -252,7 +252,7 @@ fn for_the_administrator(failure: &Failure) -> Markup {
     html! {
         dl {
             dt { "Seen" } dd { (seen(failure)) }
-            @if !failure.advice.is_empty() { dt { "Remedy" } dd { (sentence(&failure.advice)) } }
+            @if !failure.advice.is_empty() { dt { "Remedy" } dd { (sentence(&by_button(&failure.advice, "sign in again"))) } }
         }
     }
 }

@@ -39,9 +39,15 @@ pub enum InviteError {
     /// Its time is over.
     #[error("this link has expired: ask your administrator for a new one")]
     Expired,
-    /// Used, revoked, or for a mailbox that is no longer configured.
+    /// Used, or revoked.
     #[error("this link was used already, or revoked: ask your administrator for a new one")]
     Revoked,
+    /// Its mailbox was taken out of the configuration, or put in after the daemon started.
+    #[error(
+        "{0} is no mailbox of the running relay: tell your administrator, who restarts the relay if the mailbox was just \
+         added to its configuration; then this link works"
+    )]
+    Unknown(Address),
     /// The store failed.
     #[error("the link could not be checked: {}", chain(.0))]
     Store(#[from] store::Error),

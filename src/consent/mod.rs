@@ -121,6 +121,19 @@ pub enum ConsentError {
     Store(#[from] store::Error),
 }
 
+impl ConsentError {
+    /// One line in the log: who signs in may not be who looks after the relay.
+    fn log(&self, mailbox: &Address) {
+        match self {
+            Self::Denied(failure) | Self::Failed(failure) => {
+                let Failure { class, code, reply, advice, .. } = failure;
+                tracing::warn!(%mailbox, %class, code, reply, advice, "sign-in failed");
+            }
+            other => tracing::warn!(%mailbox, reply = %chain(other), "sign-in failed"),
+        }
+    }
+}
+
 impl Consents {
     /// The sign-ins of the given mailboxes. `http` is [`endpoint::http_client`]'s: one that follows redirects would carry
     /// a code elsewhere.
@@ -185,14 +198,25 @@ impl Consents {
         now: Timestamp,
     ) -> Result<Connected, ConsentError> {
         let sign_in = self.pending().take(state, session, now)?;
+        let finished = self.exchange(&sign_in, answer, now).await;
+        if let Err(error) = &finished {
+            error.log(&sign_in.mailbox);
+        }
+        finished
+    }
+
+    /// Exchanges the code, and keeps what it brings.
+    async fn exchange(
+        &self,
+        sign_in: &SignIn,
+        answer: Answer,
+        now: Timestamp,
+    ) -> Result<Connected, ConsentError> {
         let found = self.mailbox(&sign_in.mailbox)?;
         let name = found.address().as_str();
         let code = match answer {
             Answer::Code(code) => code,
-            Answer::Refused { error, description } => {
-                let answer = serde_json::json!({"error": error, "error_description": description});
-                return Err(ConsentError::Denied(ErrorAnswer::from(answer).verdict(name).failure));
-            }
+            Answer::Refused { error, description } => return Err(refused(&error, &description, name)),
         };
         let config = &found.config.microsoft;
         let client = endpoint::client(config).map_err(ConsentError::Failed)?;
@@ -218,10 +242,10 @@ impl Consents {
     /// Whom an invitation's link is for.
     ///
     /// # Errors
-    /// A link that is none of ours, that has expired, or that was used or revoked.
+    /// A link that is none of ours, that has expired, that was used or revoked, or whose mailbox is not configured.
     pub async fn invited(&self, token: &str, now: Timestamp) -> Result<Address, InviteError> {
         let mailbox = invite::accept(&self.0.store, token, now).await?;
-        if self.0.mailboxes.contains_key(&mailbox) { Ok(mailbox) } else { Err(InviteError::Revoked) }
+        if self.0.mailboxes.contains_key(&mailbox) { Ok(mailbox) } else { Err(InviteError::Unknown(mailbox)) }
     }
 
     /// Keeps what a consent brought, if the right account gave it.
@@ -267,6 +291,18 @@ impl Consents {
 
     fn pending(&self) -> std::sync::MutexGuard<'_, Pending> {
         self.0.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What it means that Microsoft sent the browser back without a code (RFC 6749 section 4.1.2.1): somebody said no, or
+/// something is wrong that nobody who signs in can help.
+fn refused(error: &str, description: &str, mailbox: &str) -> ConsentError {
+    let answer = ErrorAnswer::from(serde_json::json!({"error": error, "error_description": description}));
+    let failure = answer.verdict(mailbox).failure;
+    if error == "access_denied" || failure.class == Class::Consent {
+        ConsentError::Denied(failure)
+    } else {
+        ConsentError::Failed(failure)
     }
 }
 
