@@ -59,7 +59,7 @@ pub enum Error {
         id: KeyId,
     },
     /// A key file that cannot be used; what is wrong with it, and what to do.
-    #[error("[store] key_file {0}")]
+    #[error("[store] key_file (where it is not set: the key beside the store) {0}")]
     File(String),
     /// A key file, or a folder of one, that cannot be written.
     #[error("{path}: the store's key cannot be written ({step}): run as a user who may write there")]

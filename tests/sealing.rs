@@ -190,6 +190,24 @@ async fn a_lost_key_is_given_up_only_when_somebody_says_so() {
 }
 
 #[tokio::test]
+async fn a_damaged_key_file_is_given_up_as_the_error_says() {
+    let world = World::start().await;
+    let config = company::config(&world);
+    company::connect(&world, &config).await;
+    // As a full disk or a restore that was cut short leaves it.
+    config.secret("relay.key", "");
+    let refused = config.spawn().exit_code(SOON).await;
+    assert_eq!(refused, Some(1));
+    let said = config.cli(&["store", "rotate-key", "--lost"]).await.stderr;
+    assert!(said.contains("relay.key") && said.contains("openssl rand -base64 32"), "{said}");
+    config.secret("relay.key", "c2l4IHRpbWVzIGZpdmUgYW5kIHR3byBhcmUgMzIgISE=\n");
+    config.cli(&["store", "rotate-key", "--lost"]).await.success();
+    config.connect(JOHN, &world.entra.add_mailbox(JOHN)).await.success();
+    let _relay = config.start().await;
+    until(SOON, "a refresh", || world.entra.refreshes(JOHN) == 1).await;
+}
+
+#[tokio::test]
 async fn connecting_a_mailbox_never_makes_a_second_refresh_beside_the_daemons() {
     let world = World::start().await;
     world.entra.set_old_tokens_work(false);

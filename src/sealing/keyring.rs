@@ -256,15 +256,20 @@ fn read(path: &Path) -> Result<Option<Key>, Error> {
 }
 
 fn parse(path: &Path) -> Result<Key, String> {
-    check_private(path)?;
-    let text = read_secret(path)?;
-    Key::from_text(text.expose_secret()).ok_or_else(|| {
+    let no_key = || {
         format!(
-            "names {}, which holds no key: put it back from a backup; where nothing was stored yet, make one with \
-             `openssl rand -base64 32`",
+            "names {}, which holds no key: put it back from a backup; where there is none, make a new one with `openssl \
+             rand -base64 32`, and if tokens were stored, stop the daemon, run `outlook-relay store rotate-key --lost` and \
+             connect each mailbox anew",
             path.display()
         )
-    })
+    };
+    check_private(path)?;
+    if std::fs::metadata(path).is_ok_and(|file| file.is_file() && file.len() == 0) {
+        return Err(no_key());
+    }
+    let text = read_secret(path)?;
+    Key::from_text(text.expose_secret()).ok_or_else(no_key)
 }
 
 fn remove(path: &Path) -> Result<(), Error> {

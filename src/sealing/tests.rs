@@ -122,8 +122,8 @@ fn a_key_file_that_cannot_be_used_says_why() {
     let good = key(1).to_text();
     for (content, mode, words) in [
         (good.expose_secret(), 0o604, "everyone may read"),
-        ("", 0o600, "empty"),
-        ("not a key", 0o600, "holds no key"),
+        ("", 0o600, "rotate-key --lost"),
+        ("not a key", 0o600, "rotate-key --lost"),
         ("AAAA", 0o600, "openssl rand -base64 32"),
     ] {
         std::fs::write(&path, content).unwrap();
