@@ -69,10 +69,12 @@ fn summary(status: &Status, now: Timestamp) -> (Light, String) {
     match (red, amber) {
         _ if status.store.is_some() => (Light::Red, "The store cannot be written".to_owned()),
         _ if status.warnings.iter().any(|warning| warning.expired) => {
-            (Light::Red, "A client secret has expired".to_owned())
+            (Light::Red, "The app's secret or certificate has expired".to_owned())
         }
         (0, _) if odoo > Light::Green => (odoo, "Odoo is in trouble".to_owned()),
-        (0, 0) if !status.warnings.is_empty() => (Light::Amber, "A client secret expires soon".to_owned()),
+        (0, 0) if !status.warnings.is_empty() => {
+            (Light::Amber, "The app's secret or certificate expires soon".to_owned())
+        }
         (0, 0) => (Light::Green, "All is well".to_owned()),
         (0, amber) => (Light::Amber, words(amber, "to keep an eye on", "to keep an eye on")),
         (red, _) => (Light::Red, words(red, "needs a person", "need a person")),
@@ -230,6 +232,7 @@ fn or_dash(value: Option<Markup>) -> Markup {
 mod tests {
     use super::super::status::ConsentStatus;
     use super::*;
+    use crate::microsoft::expiry::Warning;
     use crate::store::Totals;
     use crate::tokens::{State, TokenState};
     use std::collections::BTreeMap;
@@ -340,6 +343,25 @@ mod tests {
         failing.troubles.insert("token".to_owned(), serde_json::from_value(lasting).unwrap());
         let page = shown(&status(vec![failing]));
         assert!(page.contains("It was revoked: press Connect<"), "{page}");
+    }
+
+    #[test]
+    fn what_expires_is_not_called_a_secret_where_it_may_be_a_certificate() {
+        for (expired, words) in [(true, "certificate has expired"), (false, "certificate expires soon")] {
+            let mut warned = status(vec![mailbox("a@b.c", State::Ok, None)]);
+            warned.warnings.push(Warning {
+                event: "client certificate expires".to_owned(),
+                client_id: "app".to_owned(),
+                expires: jiff::civil::date(2027, 1, 15),
+                days: 0,
+                expired,
+                seen: String::new(),
+                meaning: String::new(),
+                remedy: String::new(),
+            });
+            let page = shown(&warned);
+            assert!(page.contains(words) && !page.contains("client secret"), "{page}");
+        }
     }
 
     #[test]
