@@ -24,13 +24,15 @@ impl Visitor {
         Self(BASE64.encode(random))
     }
 
-    /// The visitor that a `Cookie` header names, if it has the form of one of ours.
+    /// The visitor that a `Cookie` header names: the first value that has the form of one of ours. Another program on this
+    /// machine may have set one of the same name, which the browser then sends as well, and first.
     pub(super) fn from_cookies(header: &str, name: &str) -> Option<Self> {
-        let value = header.split(';').find_map(|pair| {
+        let mut values = header.split(';').filter_map(|pair| {
             let (key, value) = pair.trim().split_once('=')?;
             (key == name).then_some(value)
-        })?;
-        BASE64.decode(value).is_ok_and(|octets| octets.len() == 32).then(|| Self(value.to_owned()))
+        });
+        let is_ours = |value: &&str| BASE64.decode(value).is_ok_and(|octets| octets.len() == 32);
+        values.find(is_ours).map(|value| Self(value.to_owned()))
     }
 
     /// The cookie's value. Never to be logged.
@@ -128,6 +130,8 @@ mod tests {
         let ours = Visitor::new([7; 32]);
         let header = format!("a=b; relay={}; c", ours.value());
         assert!(Visitor::from_cookies(&header, "relay").is_some_and(|found| found == ours));
+        let second = format!("relay=theirs; relay={}", ours.value());
+        assert!(Visitor::from_cookies(&second, "relay").is_some_and(|found| found == ours));
         let long = format!("relay={}", "A".repeat(10_000));
         for wrong in ["", "relay=", "relay=x", "other=x", &long, &format!("elay={}", ours.value())] {
             assert!(Visitor::from_cookies(wrong, "relay").is_none(), "{wrong}");
