@@ -165,7 +165,7 @@ async fn without_a_password_the_page_is_for_this_machine_alone() {
         }
     }
     let old = b"GET / HTTP/1.0\r\nHost: localhost\r\n\r\n";
-    assert!(raw(relay.admin, old).await.contains("403 Forbidden"), "nginx's default");
+    assert!(raw(relay.admin, old).await.contains("403 Forbidden"), "the default of nginx before 1.29.7");
 }
 
 #[tokio::test]

@@ -126,9 +126,11 @@ fn by_name(headers: &HeaderMap, public: Option<&Url>) -> Option<Name> {
     if is_local_name(host) {
         Some(Name::Local)
     } else {
-        // A reverse proxy may leave the port out.
+        // A reverse proxy may leave the port out, or write the scheme's own (nginx's `$host:$server_port`).
         let public = public?;
-        let names = [public.host_str().map(str::to_owned), authority(public)];
+        let name = public.host_str()?;
+        let names =
+            [Some(name.to_owned()), public.port_or_known_default().map(|port| format!("{name}:{port}"))];
         names.iter().flatten().any(|name| name.eq_ignore_ascii_case(host)).then_some(Name::Public)
     }
 }
@@ -173,8 +175,10 @@ fn word<'h>(headers: &'h HeaderMap, name: &str) -> &'h str {
     headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
 }
 
-/// Whether nothing speaks for a reverse proxy in between: none of its headers, and not the HTTP/1.0 that nginx by default
-/// speaks to what is behind it (where its default also hides the name that was asked for).
+/// Whether nothing speaks for a reverse proxy in between: none of its headers, and not the HTTP/1.0 that nginx before 1.29.7
+/// by default speaks to what is behind it. A proxy that adds no header, speaks HTTP/1.1 and asks for us as `127.0.0.1` (a
+/// newer nginx with a bare `proxy_pass`) cannot be told from a browser on this machine: against that only a password
+/// helps, as README.md and config/relay.toml say.
 fn is_direct(headers: &HeaderMap, version: Version) -> bool {
     version >= Version::HTTP_11 && !PROXY_HEADERS.iter().any(|name| headers.contains_key(*name))
 }
@@ -199,6 +203,7 @@ mod tests {
         }
         assert_eq!(by("odoo.example.com"), Some(Name::Public));
         assert_eq!(by("Odoo.Example.com"), Some(Name::Public));
+        assert_eq!(by("odoo.example.com:443"), Some(Name::Public));
         for host in [
             "",
             "evil.example",
