@@ -20,7 +20,7 @@ use anyhow::{Context, bail};
 use sd_notify::NotifyState;
 use std::fs::File;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -277,12 +277,15 @@ async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
     })
 }
 
+/// The file that a daemon holds locked while it works on a store.
+pub(crate) fn lock_file(store: &Path) -> PathBuf {
+    store::real(store).with_extension("lock")
+}
+
 /// Only one daemon may work on a store, by whatever name: two would send everything twice, and refresh tokens at the same
 /// time. `None`: one does already.
 pub(crate) fn lock(store: &Path) -> anyhow::Result<Option<File>> {
-    // A store that is not there yet has no other name.
-    let store = &store.canonicalize().unwrap_or_else(|_| store.to_owned());
-    let path = store.with_extension("lock");
+    let path = lock_file(store);
     let file =
         store::create_private(&path).with_context(|| format!("{}: cannot be created", path.display()))?;
     match file.try_lock() {

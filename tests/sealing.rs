@@ -190,6 +190,24 @@ async fn a_lost_key_is_given_up_only_when_somebody_says_so() {
 }
 
 #[tokio::test]
+async fn the_daemon_is_seen_by_whatever_name_the_store_goes() {
+    let world = World::start().await;
+    let (config, _relay) = company::start(&world).await;
+    let mut other = company::config(&world);
+    let link = other.dir().join("link.db");
+    std::os::unix::fs::symlink(config.dir().join("relay.db"), &link).unwrap();
+    other.text("store", "url", &format!("sqlite://{}", link.display()));
+    let refused = other.cli(&["store", "rotate-key", "--lost"]).await;
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.stderr.contains("the daemon runs"), "{refused:?}");
+    // Whoever changes keys waits for whoever does so already, by either name.
+    let rotating = std::fs::File::open(config.dir()).unwrap();
+    rotating.try_lock().unwrap();
+    let busy = other.cli(&["store", "rotate-key"]).await;
+    assert!(busy.code == Some(1) && busy.stderr.contains("another process changes"), "{busy:?}");
+}
+
+#[tokio::test]
 async fn a_damaged_key_file_is_given_up_as_the_error_says() {
     let world = World::start().await;
     let config = company::config(&world);

@@ -2,6 +2,7 @@
 
 use super::{block_on, say, say_json};
 use crate::config::Config;
+use crate::daemon::lock_file;
 use crate::store::Store;
 use anyhow::bail;
 use std::fs::File;
@@ -44,7 +45,7 @@ enum Daemon {
 }
 
 fn daemon(store: &Path) -> anyhow::Result<Daemon> {
-    let file = match File::open(store.with_extension("lock")) {
+    let file = match File::open(lock_file(store)) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Daemon::Rests(None)),
         Err(error) => return Err(error.into()),

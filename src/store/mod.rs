@@ -96,15 +96,22 @@ impl Config {
     }
 
     /// The folder of the SQLite file.
-    fn folder(&self) -> &Path {
-        self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    fn folder(&self) -> PathBuf {
+        let path = real(&self.path);
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        folder.unwrap_or(Path::new(".")).to_owned()
     }
 
     fn keyring(&self) -> Keyring {
-        // Beside the store itself, by whatever name it was opened.
-        let beside = || self.path.canonicalize().unwrap_or_else(|_| self.path.clone()).with_extension("key");
+        let beside = || real(&self.path).with_extension("key");
         Keyring::new(self.key_file.clone().unwrap_or_else(beside), self.key_file.is_none())
     }
+}
+
+/// The store's real name, by whatever name it was opened: what lies beside it goes by that one. One that is not there yet
+/// has no other.
+pub(crate) fn real(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| path.to_owned())
 }
 
 /// A message's id in the queue: the microsecond of its arrival, moved on where two would share one, so that ids are

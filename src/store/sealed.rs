@@ -237,8 +237,8 @@ pub(super) fn written(operation: &'static str) -> impl Fn(sqlx::Error) -> Error 
 /// SQLite's own locks on its files end as soon as somebody else of the process closes one.
 pub(super) async fn lock(config: &Config, patience: Duration) -> Result<File, Error> {
     let folder = config.folder();
-    let failed = |source| Error::Folder { path: folder.to_owned(), source };
-    let file = File::open(folder).map_err(failed)?;
+    let failed = |source| Error::Folder { path: folder.clone(), source };
+    let file = File::open(&folder).map_err(failed)?;
     let deadline = Instant::now() + patience;
     loop {
         match file.try_lock() {
