@@ -10,6 +10,7 @@ use crate::support::script::Rule;
 use crate::support::smtp::{Fault, Step};
 use crate::support::wait::{SOON, until};
 use crate::support::world::World;
+use sqlx::Connection as _;
 use std::path::PathBuf;
 
 const PASSWORD: &str = "correct horse battery staple";
@@ -217,4 +218,27 @@ async fn the_last_failures_say_what_to_do() {
     }
     pictures(&browser, "failures").await;
     fits_a_phone(&browser).await;
+}
+
+#[tokio::test]
+async fn a_page_that_can_no_longer_be_refreshed_does_not_look_fresh() {
+    let world = World::start().await;
+    let (config, relay) = company::start(&world).await;
+    let browser = Browser::start().await;
+    browser.open(&page_of(&relay)).await;
+    browser.wait_for("All is well").await;
+    let mut store =
+        sqlx::SqliteConnection::connect(config.dir().join("relay.db").to_str().unwrap()).await.unwrap();
+    sqlx::query("ALTER TABLE inbox RENAME TO elsewhere").execute(&mut store).await.unwrap();
+    let is_stale = async |wanted: bool| {
+        let deadline = tokio::time::Instant::now() + SOON;
+        let script = "return document.documentElement.classList.contains('stale')";
+        while browser.script(script).await != wanted {
+            assert!(tokio::time::Instant::now() < deadline, "stale does not become {wanted}");
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    };
+    is_stale(true).await;
+    sqlx::query("ALTER TABLE elsewhere RENAME TO inbox").execute(&mut store).await.unwrap();
+    is_stale(false).await;
 }

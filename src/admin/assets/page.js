@@ -2,6 +2,7 @@
 "use strict";
 
 const EVERY = 5000;
+const PATIENCE = 30000;
 let wait = EVERY;
 
 async function refresh() {
@@ -10,7 +11,7 @@ async function refresh() {
   const busy = document.hidden || (document.activeElement && live.contains(document.activeElement));
   if (!busy) {
     try {
-      const answer = await fetch("/", { credentials: "same-origin" });
+      const answer = await fetch("/", { credentials: "same-origin", signal: AbortSignal.timeout(PATIENCE) });
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
       const fresh = page.getElementById("live");
       if (answer.ok && fresh) {
@@ -21,9 +22,11 @@ async function refresh() {
       } else if (answer.redirected) {
         location.reload();
         return;
+      } else {
+        throw new Error(answer.status);
       }
     } catch {
-      // The daemon is being restarted, or the network is gone.
+      // The daemon is being restarted or in trouble, or the network is gone: what is shown may no longer be so.
       document.documentElement.classList.add("stale");
       wait = Math.min(2 * wait, 60000);
     }
