@@ -2,9 +2,11 @@
 
 use crate::company::{self, JOHN};
 use crate::support::client::{SmtpClient, message};
+use crate::support::http;
 use crate::support::smtp::{Fault, Step};
 use crate::support::wait::{SOON, until};
 use crate::support::world::World;
+use sqlx::Connection as _;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -194,4 +196,24 @@ async fn sigterm_does_not_wait_for_whoever_holds_a_connection_to_the_status_open
     halfway.write_all(b"GET /healthz HTTP/1.1\r\nHost: localh").await.unwrap();
     assert_eq!(relay.terminate(SOON).await, Some(0), "{:#?}", relay.log());
     drop((silent, halfway));
+}
+
+#[tokio::test]
+async fn strangers_hear_from_healthz_that_it_is_ill_and_no_more() {
+    let world = World::start().await;
+    // Nobody is connected, so nothing else is written.
+    let config = company::config(&world);
+    let relay = config.start().await;
+    let path = config.dir().join("relay.db");
+    let mut store = sqlx::SqliteConnection::connect(path.to_str().unwrap()).await.unwrap();
+    let trigger =
+        "CREATE TRIGGER t BEFORE INSERT ON message BEGIN SELECT RAISE(FAIL, 'an inner matter'); END";
+    sqlx::query(trigger).execute(&mut store).await.unwrap();
+    relay.send("bounce@example.com", &["a@x.test"], &message(JOHN, "a@x.test", "1@t", "Hi")).await;
+    let answer = http::request(relay.admin, "GET", "/healthz", &[], b"").await.unwrap();
+    assert_eq!(
+        (answer.status, answer.body.as_str()),
+        (503, "the store cannot be written: status says why\n")
+    );
+    assert!(config.cli(&["status"]).await.stdout.contains("an inner matter"));
 }
