@@ -48,22 +48,23 @@ impl Store {
     /// How old each mailbox's consent is.
     ///
     /// # Errors
-    /// The disk's, and rows that make no sense.
+    /// The disk's.
     pub async fn consent_ages(&self) -> Result<Vec<(Address, ConsentAge)>, Error> {
         let rows: Vec<(String, i64, Option<i64>)> =
             sqlx::query_as("SELECT mailbox, consented_at, refreshed_at FROM token")
                 .fetch_all(&self.readers)
                 .await
                 .map_err(|source| Error::Read { operation: "the consents' ages", source })?;
-        rows.into_iter()
-            .map(|(mailbox, consented_at, refreshed_at)| {
+        Ok(rows
+            .into_iter()
+            .filter_map(|(mailbox, consented_at, refreshed_at)| {
                 let age = ConsentAge {
                     consented_at: timestamp(consented_at),
                     refreshed_at: refreshed_at.map(timestamp),
                 };
-                Ok((address(&mailbox)?, age))
+                Some((address(&mailbox).ok()?, age))
             })
-            .collect()
+            .collect())
     }
 
     /// The messages of the queue that failed last, given up or to be tried again, newest failure first.

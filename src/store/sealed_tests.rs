@@ -278,6 +278,15 @@ async fn a_row_that_was_moved_to_another_mailbox_does_not_open() {
 }
 
 #[tokio::test]
+async fn a_row_of_no_mailbox_holds_up_no_consent() {
+    let bed = Bed::filled().await;
+    bed.sql("INSERT INTO token VALUES ('no address', 't', 'c', x'00', 1, 1)").await;
+    let (store, _writer) = Store::open(&bed.config).await.unwrap();
+    assert_eq!(store.consents().await.unwrap().len(), 2);
+    assert_eq!(store.consent_ages().await.unwrap().len(), 2);
+}
+
+#[tokio::test]
 async fn a_rotation_reseals_everything_and_leaves_nothing_of_the_old_key() {
     let bed = Bed::filled().await;
     let old = bed.key();

@@ -65,16 +65,20 @@ impl Store {
         }))
     }
 
-    /// When each mailbox's owner consented: what changes when somebody connects a mailbox.
+    /// When each mailbox's owner consented: what changes when somebody connects a mailbox. A row of no mailbox holds up no
+    /// other.
     ///
     /// # Errors
-    /// The disk's, and rows that make no sense.
+    /// The disk's.
     pub async fn consents(&self) -> Result<Vec<(Address, Timestamp)>, Error> {
         let rows: Vec<(String, i64)> = sqlx::query_as("SELECT mailbox, consented_at FROM token")
             .fetch_all(&self.readers)
             .await
             .map_err(|source| Error::Read { operation: "consents", source })?;
-        rows.into_iter().map(|(mailbox, at)| Ok((address(&mailbox)?, timestamp(at)))).collect()
+        Ok(rows
+            .into_iter()
+            .filter_map(|(mailbox, at)| Some((address(&mailbox).ok()?, timestamp(at))))
+            .collect())
     }
 }
 
