@@ -74,8 +74,12 @@ pub(super) fn seen(failure: &Failure) -> Markup {
     html! { @if !reply.starts_with(code.as_str()) { code { (code) } " " } (reply) }
 }
 
-/// A text that begins like a sentence.
+/// A text that begins like a sentence, except with what has to be written as it is: an address, a host, a key.
 pub(super) fn sentence(text: &str) -> String {
+    let word = text.split(' ').next().unwrap_or_default().trim_end_matches([':', ',', ';', '.']);
+    if word.contains(['@', ':', '.', '_', '/']) {
+        return text.to_owned();
+    }
     let mut letters = text.chars();
     let first = letters.next().map(|letter| letter.to_uppercase().to_string());
     first.unwrap_or_default() + letters.as_str()
@@ -165,6 +169,15 @@ mod tests {
         let seen = |code: &str, reply: &str| seen(&Failure::new(Class::Transient, code, reply)).into_string();
         assert_eq!(seen("AADSTS1", "AADSTS1: gone"), "AADSTS1: gone");
         assert_eq!(seen("timeout", "no <answer>"), "<code>timeout</code> no &lt;answer&gt;");
+        for name in [
+            "john@example.com signs in",
+            "localhost:587: EHLO",
+            "client_id is wrong",
+            "smtp.example.com is gone",
+        ] {
+            assert_eq!(sentence(name), name);
+        }
+        assert_eq!(sentence("authenticate: well"), "Authenticate: well");
         assert_eq!((sentence("ümlaut"), sentence("")), ("Ümlaut".to_owned(), String::new()));
     }
 
