@@ -129,7 +129,7 @@ impl ConsentError {
                 let Failure { class, code, reply, advice, .. } = failure;
                 tracing::warn!(%mailbox, %class, code, reply, advice, "sign-in failed");
             }
-            other => tracing::warn!(%mailbox, reply = %chain(other), "sign-in failed"),
+            other => tracing::warn!(%mailbox, reply = %other, "sign-in failed"),
         }
     }
 }
