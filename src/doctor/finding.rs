@@ -68,7 +68,7 @@ pub enum Check {
     OdooLogin,
     /// Odoo lets that user read a model.
     OdooRights,
-    /// How long the app's secret is good for.
+    /// How long the app's secret or certificate is good for.
     ClientSecret,
 }
 
@@ -84,7 +84,7 @@ impl Check {
             Self::ImapFolder => "IMAP folder",
             Self::OdooLogin => "Odoo login",
             Self::OdooRights => "Odoo rights",
-            Self::ClientSecret => "client secret",
+            Self::ClientSecret => "app's credential",
         }
     }
 
