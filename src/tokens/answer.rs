@@ -19,10 +19,10 @@ pub struct TokenAnswer {
     access_token: AccessToken,
     #[serde(default)]
     expires_in: Value,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "refresh_token")]
     refresh_token: Option<RefreshToken>,
     /// Who signed in (OpenID Connect), where that was asked for.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "secret")]
     pub id_token: Option<SecretString>,
 }
 
@@ -72,6 +72,24 @@ fn header_safe<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Acce
         return Err(serde::de::Error::custom("the access token is no token"));
     }
     Ok(AccessToken::new(token))
+}
+
+fn refresh_token<'de, D: serde::Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<RefreshToken>, D::Error> {
+    Ok(text(deserializer)?.map(RefreshToken::new))
+}
+
+fn secret<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<SecretString>, D::Error> {
+    Ok(text(deserializer)?.map(SecretString::from))
+}
+
+/// A text; `None`: something else.
+fn text<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(match Value::deserialize(deserializer)? {
+        Value::String(text) => Some(text),
+        _ => None,
+    })
 }
 
 /// An error.
@@ -227,6 +245,18 @@ mod tests {
         assert_eq!(answer.lifetime(), Duration::from_secs(3600));
         assert!(!format!("{answer:?}").contains("a.b-c"));
         assert_eq!(serde_json::to_value(&answer).unwrap(), Value::Null);
+    }
+
+    #[test]
+    fn a_field_of_the_wrong_type_costs_that_field_alone() {
+        for wrong in [json!(5), json!({}), json!(["x"]), Value::Null] {
+            let answer = json!({
+                "access_token": "a", "refresh_token": wrong, "id_token": wrong, "expires_in": wrong, "scope": wrong,
+            });
+            let answer: TokenAnswer = serde_json::from_value(answer).unwrap();
+            assert_eq!(answer.access_token().secret(), "a");
+            assert!(answer.refresh_token().is_none() && answer.id_token.is_none());
+        }
     }
 
     proptest! {

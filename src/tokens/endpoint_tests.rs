@@ -107,7 +107,7 @@ async fn no_secret_is_ever_logged_or_shown() {
         "error_description": "AADSTS9002313: refresh-0-secret with very-secret-value is malformed",
         "suberror": "refresh-0-secret",
     });
-    let broken = r#"{"access_token":"access-x-secret","refresh_token":["refresh-x-secret"]}"#;
+    let broken = r#"{"access_token":["access-x-secret"],"refresh_token":"refresh-x-secret"}"#;
     let answers = [
         Answer::Http(200, "content-type: application/json\r\n", broken.to_owned()),
         Answer::json(400, &echo),
