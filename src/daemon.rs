@@ -232,22 +232,26 @@ async fn unexpected_end(
 async fn watch_changes(store: Store, tokens: Tokens, soft: CancellationToken) -> anyhow::Result<()> {
     let mut changes = store.changes().await?;
     let mut by_hand = store.done_by_hand().await?;
+    // Stays until what was seen is taken up: a store that cannot be read in this moment is read in the next.
+    let mut pending = false;
     loop {
         tokio::select! {
             () = soft.cancelled() => return Ok(()),
             () = tokio::time::sleep(LOOK_FOR_CHANGES) => {}
         }
-        let reloaded = async {
-            if changes.seen().await? {
+        let taken_up = async {
+            pending |= changes.seen().await?;
+            if pending {
                 tokens.reload().await?;
                 let now = store.done_by_hand().await?;
                 if std::mem::replace(&mut by_hand, now) != now {
                     store.wake_all();
                 }
+                pending = false;
             }
             Ok::<(), store::Error>(())
         };
-        if let Err(error) = reloaded.await {
+        if let Err(error) = taken_up.await {
             tracing::debug!(error = %crate::failure::chain(&error), "the store could not be looked at");
         }
     }

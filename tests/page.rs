@@ -17,11 +17,11 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-const PASSWORD: &str = "correct horse battery staple";
+pub(crate) const PASSWORD: &str = "correct horse battery staple";
 const FORM: (&str, &str) = ("Content-Type", "application/x-www-form-urlencoded");
 
 /// A browser, as far as HTTP tells: the name that it asks for, its cookie, and what it sends besides.
-struct Visitor {
+pub(crate) struct Visitor {
     at: SocketAddr,
     host: String,
     cookie: Option<String>,
@@ -29,7 +29,7 @@ struct Visitor {
 }
 
 impl Visitor {
-    fn new(relay: &Relay) -> Self {
+    pub(crate) fn new(relay: &Relay) -> Self {
         let host = format!("localhost:{}", relay.admin.port());
         Self { at: relay.admin, host, cookie: None, extra: Vec::new() }
     }
@@ -39,7 +39,7 @@ impl Visitor {
         self
     }
 
-    fn with(mut self, name: &'static str, value: &'static str) -> Self {
+    pub(crate) fn with(mut self, name: &'static str, value: &'static str) -> Self {
         self.extra.push((name, value));
         self
     }
@@ -56,22 +56,22 @@ impl Visitor {
         answer
     }
 
-    async fn get(&mut self, path: &str) -> Response {
+    pub(crate) async fn get(&mut self, path: &str) -> Response {
         self.ask("GET", path, "").await
     }
 
-    async fn post(&mut self, path: &str, fields: &[(&str, &str)]) -> Response {
+    pub(crate) async fn post(&mut self, path: &str, fields: &[(&str, &str)]) -> Response {
         let body = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish();
         self.ask("POST", path, &body).await
     }
 
     /// The token of the forms on a page.
-    async fn csrf(&mut self, path: &str) -> String {
+    pub(crate) async fn csrf(&mut self, path: &str) -> String {
         let page = self.get(path).await;
         between(&page.body, "name=\"csrf\" value=\"", "\"").unwrap_or_else(|| panic!("{path}: {page:?}"))
     }
 
-    async fn sign_in(&mut self, password: &str) -> Response {
+    pub(crate) async fn sign_in(&mut self, password: &str) -> Response {
         let csrf = self.csrf("/login").await;
         self.post("/login", &[("csrf", &csrf), ("password", password)]).await
     }
@@ -125,7 +125,7 @@ async fn unconnected(world: &World, set: impl FnOnce(&mut Config)) -> (Config, R
     (config, relay)
 }
 
-fn with_password(config: &mut Config) {
+pub(crate) fn with_password(config: &mut Config) {
     config.secret("admin-password", PASSWORD);
     config.text("admin", "password_file", "admin-password");
 }

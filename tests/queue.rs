@@ -1,6 +1,7 @@
 //! What an operator does to the queue: look, have tried again, cancel.
 
 use crate::company::{self, JANE, JOHN};
+use crate::page::{PASSWORD, Visitor, with_password};
 use crate::support::client::message;
 use crate::support::relay::Config;
 use crate::support::script::Rule;
@@ -128,4 +129,64 @@ async fn nothing_is_changed_unless_something_is_named() {
         let output = config.cli(words).await;
         assert!(output.code == Some(1) && output.stderr.contains(seen), "{output:?}");
     }
+}
+
+#[tokio::test]
+async fn the_page_shows_the_queue_and_has_the_same_buttons() {
+    let world = World::start().await;
+    let mut config = company::config(&world);
+    with_password(&mut config);
+    company::connect(&world, &config).await;
+    let relay = config.start().await;
+    world.smtp.script(Rule::new(Step::AfterDot, Fault::reply("451 4.7.500 Server <busy>")).always());
+    for id in ["1@t", "2@t"] {
+        assert_eq!(relay.send(BOUNCE, &["a@x.test"], &message(JOHN, "a@x.test", id, "Hi")).await.code, 250);
+    }
+    let mut ids = Vec::new();
+    for id in ["<1@t>", "<2@t>"] {
+        let deferred = queued(&config, "a deferred message", |m| {
+            m["message_id"] == id && m["attempts"][0]["outcome"] == "deferred"
+        })
+        .await;
+        ids.push(deferred["id"].as_str().unwrap().to_owned());
+    }
+    let mut stranger = Visitor::new(&relay);
+    for path in ["/queue", &format!("/queue/{}", ids[0])] {
+        assert_eq!(stranger.get(path).await.header("location"), "/login", "{path}");
+    }
+    let mut visitor = Visitor::new(&relay);
+    visitor.sign_in(PASSWORD).await;
+    assert!(visitor.get("/").await.body.contains(&format!("/queue/{}", ids[0])));
+    let list = visitor.get("/queue").await.body;
+    assert!(ids.iter().all(|id| list.contains(id)) && list.contains("Server &lt;busy&gt;"), "{list}");
+    let one = format!("/queue/{}", ids[0]);
+    let shown = visitor.get(&one).await.body;
+    for part in ["Tried again later", "451 4.7.500", "&lt;1@t&gt;", "a@x.test", "Try now", "Cancel it"] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+
+    let (retry, cancel) = (format!("{one}/retry"), format!("{one}/cancel"));
+    assert_eq!(visitor.post(&cancel, &[("csrf", "forged")]).await.status, 403);
+    let csrf = visitor.csrf(&one).await;
+    assert_eq!(stranger.post(&cancel, &[("csrf", &csrf)]).await.header("location"), "/login");
+    assert_eq!(visitor.post(&cancel, &[("csrf", &csrf)]).await.header("location"), "/queue");
+    for path in [&cancel, &retry] {
+        let answer = visitor.post(path, &[("csrf", &csrf)]).await;
+        assert!(answer.status == 409 && answer.body.contains("Nothing was changed"), "{answer:?}");
+    }
+    assert_eq!(visitor.get(&one).await.status, 404);
+    for odd in ["/queue/not/cancel", "/queue/..%2f/cancel", "/queue/1/frobnicate"] {
+        assert_eq!(visitor.post(odd, &[("csrf", &csrf)]).await.status, 404, "{odd}");
+    }
+
+    world.smtp.clear();
+    let other = format!("/queue/{}", ids[1]);
+    assert_eq!(visitor.post(&format!("{other}/retry"), &[("csrf", &csrf)]).await.header("location"), other);
+    until(SOON, "the mail", || world.smtp.count() == 1).await;
+    assert!(world.smtp.delivered()[0].text().contains("<2@t>"));
+    until(SOON, "its settlement", || {
+        relay.log().iter().any(|line| line.contains("sent") && line.contains("<2@t>"))
+    })
+    .await;
+    assert!(visitor.get("/queue").await.body.contains("No message waits here."));
 }

@@ -5,7 +5,7 @@
 //!
 //! | path | for |
 //! | --- | --- |
-//! | `/`, `/connect/…`, `/test/…`, `/logout` | who gave the password; where there is none, who sits on this machine |
+//! | `/`, `/queue/…`, `/connect/…`, `/test/…`, `/logout` | who gave the password; where there is none, who sits on this machine |
 //! | `/login` | everybody, a few times a minute |
 //! | `/invite/…`, `/microsoft_outlook/confirm` | everybody: the link, or Microsoft's `state`, is the right |
 //! | `/status`, `/metrics`, `/doctor` | programs on this machine, and who gave the password |
@@ -20,6 +20,7 @@ mod limiter;
 mod login;
 mod metrics;
 mod page;
+mod queue;
 mod server;
 mod session;
 mod status;
@@ -243,6 +244,9 @@ fn router(admin: Arc<Admin>) -> Router {
         .route("/connect/{mailbox}", post(consent::connect))
         .route("/invite/{token}", get(consent::invitation).post(consent::accept))
         .route("/microsoft_outlook/confirm", get(consent::confirm))
+        .route("/queue", get(queue::list))
+        .route("/queue/{id}", get(queue::show))
+        .route("/queue/{id}/{deed}", post(queue::change))
         .route("/status", get(status))
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))

@@ -24,7 +24,7 @@ pub(super) fn page(status: &Status, csrf: &str, may_sign_out: bool, now: Timesta
         main #live {
             p.summary role="status" { (pill(light, &summary)) }
             dl.totals {
-                div { dt { "Waiting to be sent" } dd { (status.queue.waiting) } }
+                div { dt { a href="/queue" { "Waiting to be sent" } } dd { (status.queue.waiting) } }
                 div { dt { "Given up" } dd { (status.queue.failed) } }
                 div { dt { "Oldest" } dd { (or_dash(status.queue.oldest.map(|at| time(at, now)))) } }
             }
@@ -211,7 +211,12 @@ fn last_failures(failures: &[LastFailure], now: Timestamp) -> Markup {
                     (failure.mailbox)
                 }
                 p.quiet {
-                    (time(failure.at, now)) ", message " code { (failure.message) }
+                    (time(failure.at, now)) ", message "
+                    @if failure.direction == Direction::Outgoing {
+                        a href=(format!("/queue/{}", segment(&failure.message))) { code { (failure.message) } }
+                    } @else {
+                        code { (failure.message) }
+                    }
                     @match failure.next_attempt_at {
                         Some(at) => { ", tried again " (time(at, now)) }
                         None if given_up => ", given up",

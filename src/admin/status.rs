@@ -7,7 +7,7 @@ use crate::failure::{Class, Failure};
 use crate::mailbox::{Lasting, Mailbox};
 use crate::microsoft::Grant;
 use crate::microsoft::expiry::{self, Warning};
-use crate::microsoft::smtp_replies::{self, Reply, Step};
+use crate::microsoft::smtp_replies;
 use crate::odoo::Gateway;
 use crate::store::{self, ConsentAge, FailedMessage, InboxLine, RefusedMessage, Store, Totals, Written};
 use crate::tokens::{TokenState, Tokens};
@@ -229,14 +229,8 @@ impl Sources {
 fn outgoing(failed: FailedMessage) -> LastFailure {
     let code = failed.code.unwrap_or_default();
     let reply = failed.reply.unwrap_or_default();
-    let mut parts = code.split(' ');
-    let failure = match parts.next().map(str::parse::<u16>) {
-        Some(Ok(number)) => {
-            let text = format!("{} {reply}", parts.next().unwrap_or_default());
-            smtp_replies::judge(&Reply::new(number, text.trim_start()), Step::Dot, &failed.mailbox).failure
-        }
-        _ => Failure::new(Class::Transient, code.as_str(), &reply),
-    };
+    let failure = smtp_replies::judge_kept(&code, &reply, &failed.mailbox)
+        .unwrap_or_else(|| Failure::new(Class::Transient, code.as_str(), &reply));
     LastFailure {
         at: failed.at,
         message: failed.id.to_string(),

@@ -4,7 +4,6 @@ use super::table::{size, table, time, wrap};
 use super::{block_on, find_mailbox, say, say_json};
 use crate::clock;
 use crate::config::Config;
-use crate::microsoft::smtp_replies;
 use crate::store::{Attempt, QueueId, Queued, QueuedState, Recipient, RecipientState, Selection, Store};
 use crate::units::parse_duration;
 use anyhow::{Context, bail};
@@ -250,7 +249,7 @@ fn story(message: &Queued) -> String {
     lines.extend([String::new(), format!("Attempts: {}", message.attempts.len())]);
     for attempt in &message.attempts {
         let outcome = attempt.outcome.as_deref().unwrap_or("under way");
-        let said = said(attempt).unwrap_or_default();
+        let said = attempt.said().unwrap_or_default();
         lines.push(format!(
             "  {}. {}  {outcome}  {}",
             attempt.number,
@@ -258,9 +257,7 @@ fn story(message: &Queued) -> String {
             wrap(&said, 100, 4)
         ));
     }
-    let advice = message.attempts.last().and_then(|attempt| {
-        smtp_replies::advice(attempt.code.as_deref()?, attempt.reply.as_deref()?, &message.mailbox)
-    });
+    let advice = message.advice();
     if let Some(advice) = advice {
         lines.extend([String::new(), format!("What to do: {}", wrap(&advice, 100, 4))]);
     }
@@ -270,11 +267,6 @@ fn story(message: &Queued) -> String {
         .map(|line| line.replace(|c: char| c.is_control() && c != '\n', "?"))
         .collect::<Vec<_>>()
         .join("\n")
-}
-
-fn said(attempt: &Attempt) -> Option<String> {
-    let reply = attempt.reply.as_deref()?;
-    Some(format!("{} {reply}", attempt.code.as_deref().unwrap_or_default()).trim_start().to_owned())
 }
 
 fn state(message: &Queued) -> String {
@@ -308,6 +300,6 @@ fn row(message: &Queued) -> Vec<String> {
         message.from.clone().unwrap_or_default(),
         to,
         message.attempts.len().to_string(),
-        message.attempts.iter().rev().find_map(said).unwrap_or_default(),
+        message.attempts.iter().rev().find_map(Attempt::said).unwrap_or_default(),
     ]
 }

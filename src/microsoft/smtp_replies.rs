@@ -122,11 +122,12 @@ pub fn judge(reply: &Reply, step: Step, mailbox: &Address) -> Judgement {
     Judgement { failure, special: row.special }
 }
 
-/// The advice on a reply that was kept as the text of its codes and its words; `None`: there is none to give.
-pub fn advice(codes: &str, text: &str, mailbox: &Address) -> Option<String> {
+/// What a reply means of which only the codes and the text were kept: its class and advice are not, the catalogue gives them
+/// anew. `None`: those are no codes of SMTP.
+pub fn judge_kept(codes: &str, text: &str, mailbox: &Address) -> Option<Failure> {
     let (code, enhanced) = codes.split_once(' ').unwrap_or((codes, ""));
     let reply = Reply::new(code.parse().ok()?, format!("{enhanced} {text}").trim_start());
-    Some(judge(&reply, Step::Dot, mailbox).failure.advice).filter(|advice| !advice.is_empty())
+    Some(judge(&reply, Step::Dot, mailbox).failure)
 }
 
 /// One row of the catalogue; whatever it leaves open matches.

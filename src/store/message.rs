@@ -4,6 +4,7 @@ use super::{NewReport, QueueId};
 use crate::address::Address;
 use crate::failure::Class;
 use crate::message::Envelope;
+use crate::microsoft::smtp_replies::judge_kept;
 use crate::routing::Rule;
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -207,4 +208,21 @@ pub struct Totals {
     pub failed: u64,
     /// When the oldest that waits was accepted.
     pub oldest: Option<Timestamp>,
+}
+
+impl Attempt {
+    /// What the service said to it, codes and text; `None`: nothing yet.
+    pub fn said(&self) -> Option<String> {
+        let reply = self.reply.as_deref()?;
+        Some(format!("{} {reply}", self.code.as_deref().unwrap_or_default()).trim_start().to_owned())
+    }
+}
+
+impl Queued {
+    /// What a person can do about its last attempt's failure; `None`: nothing, or it has not failed.
+    pub fn advice(&self) -> Option<String> {
+        let last = self.attempts.last()?;
+        let failure = judge_kept(last.code.as_deref()?, last.reply.as_deref()?, &self.mailbox)?;
+        Some(failure.advice).filter(|advice| !advice.is_empty())
+    }
 }

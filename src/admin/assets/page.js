@@ -11,7 +11,7 @@ async function refresh() {
   const busy = document.hidden || (document.activeElement && live.contains(document.activeElement));
   if (!busy) {
     try {
-      const answer = await fetch("/", { credentials: "same-origin", signal: AbortSignal.timeout(PATIENCE) });
+      const answer = await fetch(location.href, { credentials: "same-origin", signal: AbortSignal.timeout(PATIENCE) });
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
       const fresh = page.getElementById("live");
       if (answer.ok && fresh) {
@@ -19,7 +19,7 @@ async function refresh() {
         document.title = page.title;
         document.documentElement.classList.remove("stale");
         wait = EVERY;
-      } else if (answer.redirected) {
+      } else if (answer.redirected || answer.status === 404) {
         location.reload();
         return;
       } else {
