@@ -5,6 +5,7 @@
 //! Odoo ─SMTP→ submission → routing → store → delivery ─SMTP XOAUTH2→ Microsoft 365
 //! Odoo ←HTTP─ odoo ←──────────────────────── fetch ←─IMAP XOAUTH2── Microsoft 365
 //! ```
+//! `delivery` and `fetch` both read mailboxes, through [`imap`].
 //!
 //! Arrows point downwards only: a module knows those to its right, never those to its left. [`routing`],
 //! [`delivery::policy`], [`submission::session`] and [`submission::data`] are pure: no I/O, no clock, no async.
@@ -21,6 +22,7 @@ pub mod delivery;
 pub mod doctor;
 pub mod failure;
 pub mod fetch;
+pub mod imap;
 pub mod logging;
 pub mod mailbox;
 pub mod message;

@@ -11,7 +11,7 @@ pub use finding::{Check, Finding, Outcome, Report};
 use crate::address::Address;
 use crate::delivery::Probe;
 use crate::failure::{Class, Failure};
-use crate::fetch::session::{Greeted, Session};
+use crate::imap::{Greeted, Session};
 use crate::mailbox::{Config, Mailbox};
 use crate::microsoft::expiry;
 use crate::odoo::{Gateway, GatewayConfig};

@@ -7,9 +7,9 @@
 use super::inbox::{Inbox, Stop};
 use super::incoming::{self, Incoming};
 use super::plan;
-use super::session::{self, Session};
 use crate::clock;
 use crate::failure::{Class, Failure, one_line};
+use crate::imap::{self, Session};
 use crate::odoo::Taken;
 use crate::store::{PushState, Received};
 use std::time::Duration;
@@ -142,7 +142,7 @@ impl InHand<'_> {
                 self.inbox.unmarked = false;
                 self.note(PushState::Done, None, None, Duration::ZERO).await
             }
-            Err(session::Error::Refused(failure)) => {
+            Err(imap::Error::Refused(failure)) => {
                 self.inbox.unmarked = true;
                 self.inbox.mailbox.imap.fail(&failure, clock::now());
                 self.note(PushState::Pushed, None, None, UNMARKED).await
@@ -159,12 +159,12 @@ impl InHand<'_> {
     }
 
     /// The message could not be fetched. If that is the message's fault, it is set aside.
-    async fn unreadable(&mut self, error: session::Error) -> Result<(), Stop> {
+    async fn unreadable(&mut self, error: imap::Error) -> Result<(), Stop> {
         match error {
-            session::Error::Refused(failure) if failure.class == Class::Message => {
+            imap::Error::Refused(failure) if failure.class == Class::Message => {
                 self.set_aside(&failure, OUT_OF_REACH).await
             }
-            session::Error::Lost(failure) if failure.class == Class::Transient => {
+            imap::Error::Lost(failure) if failure.class == Class::Transient => {
                 let uid = self.row.uid;
                 let times = match self.inbox.stumbled {
                     Some((last, times)) if last == uid => times.saturating_add(1),

@@ -3,9 +3,9 @@
 
 use super::in_hand::InHand;
 use super::plan::{self, Look};
-use super::session::{self, Session};
 use crate::clock;
 use crate::failure::{Class, Failure, chain};
+use crate::imap::{self, Session};
 use crate::mailbox::{Mailbox, Trouble};
 use crate::microsoft::imap_replies;
 use crate::odoo::Gateway;
@@ -83,8 +83,8 @@ impl From<store::Error> for Stop {
     }
 }
 
-impl From<session::Error> for Stop {
-    fn from(error: session::Error) -> Self {
+impl From<imap::Error> for Stop {
+    fn from(error: imap::Error) -> Self {
         Self::Imap(error.into_failure())
     }
 }

@@ -1,11 +1,9 @@
 //! Fetch: watches the inboxes over IMAP and pushes what arrives into Odoo, each message once.
 
-mod folder_name;
 mod in_hand;
 mod inbox;
 mod incoming;
 pub mod plan;
-pub mod session;
 
 pub use inbox::Inbox;
 

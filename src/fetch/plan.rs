@@ -1,8 +1,8 @@
 //! The inbox loop's decisions, without any I/O: which messages to look for and enter, and how long to wait.
 
-use super::session::Folder;
 use crate::clock;
 use crate::failure::{Class, Failure};
+use crate::imap::Folder;
 use crate::store::Mark;
 use std::time::Duration;
 

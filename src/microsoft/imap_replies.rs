@@ -10,6 +10,8 @@ pub enum Step {
     Greeting,
     /// AUTHENTICATE.
     Authenticate,
+    /// LIST.
+    List,
     /// SELECT or EXAMINE.
     Select,
     /// UID SEARCH.

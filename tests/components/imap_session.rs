@@ -6,7 +6,7 @@ use crate::support::imap::{Fault, Imap};
 use crate::support::tls::Tls;
 use outlook_relay::address::Address;
 use outlook_relay::failure::{Class, Failure};
-use outlook_relay::fetch::session::{Error, Session};
+use outlook_relay::imap::{Error, Session};
 use outlook_relay::units::HostPort;
 
 const JOHN: &str = "john@example.com";
@@ -185,4 +185,49 @@ async fn talk_of_other_messages_is_not_taken_for_the_answer() {
     session.select("INBOX").await.unwrap();
     world.imap.fail_next("UID FETCH", Fault::untagged("7 FETCH (UID 99 RFC822.SIZE 5)"));
     assert_ne!(session.size(uid).await.unwrap(), Some(5));
+}
+
+#[tokio::test]
+async fn a_sent_message_is_found_by_its_id_and_stays_as_it_is() {
+    let world = world().await;
+    world.imap.remove_folder(JOHN, "Sent Items");
+    let mut session = world.ready().await;
+    assert_eq!(session.sent_folders().await.unwrap(), [""; 0]);
+    world.imap.script(
+        crate::support::script::Rule::new("LIST", Fault::bad("Command Argument Error. 11")).only("RETURN"),
+    );
+    assert_eq!(session.sent_folders().await.unwrap(), [""; 0], "it does not know that way of asking");
+    let odd = r#"Sent "mine" &AOQ-"#;
+    world.imap.add_folder(JOHN, "Gesendet &AOQ-", "\\Sent");
+    let folders = session.sent_folders().await.unwrap();
+    assert_eq!(folders, ["Gesendet &AOQ-"]);
+    let odd_id = r#"a"b\c@x.test"#;
+    let first = world.imap.deliver(JOHN, &folders[0], &message("a@x.test", JOHN, odd_id, odd));
+    let second = world.imap.deliver(JOHN, &folders[0], &message("a@x.test", JOHN, odd_id, "again"));
+    world.imap.deliver(JOHN, &folders[0], &message("a@x.test", JOHN, "other@x.test", "other"));
+    assert!(session.examine_listed(&folders[0]).await.unwrap().is_some());
+    let found = session.search_message_id(&format!("<{odd_id}>")).await.unwrap();
+    assert_eq!(found, [second, first], "the newest first");
+    assert_eq!(session.search_message_id("<none@x.test>").await.unwrap(), [0; 0]);
+    assert_eq!(session.search_message_id("<\u{fc}@x.test>").await.unwrap(), [0; 0], "cannot be searched for");
+    assert_eq!(session.search_message_id("a\r\n1 LOGOUT").await.unwrap(), [0; 0], "nor can this");
+    let mut seen = Vec::new();
+    let each = |header: &[u8]| {
+        seen.push(String::from_utf8_lossy(header).into_owned());
+        false
+    };
+    session.headers(&found, each).await.unwrap();
+    assert_eq!(seen.len(), 2);
+    assert!(seen.iter().all(|header| header.contains(odd_id) && header.ends_with("\r\n\r\n")), "{seen:?}");
+    let mut count = 0;
+    let uids: Vec<u32> = std::iter::repeat_n(found.clone(), 30).flatten().collect();
+    session
+        .headers(&uids, |_| {
+            count += 1;
+            true
+        })
+        .await
+        .unwrap();
+    assert_eq!(count, 1, "enough is enough");
+    assert!(!world.imap.flags(JOHN, &folders[0], first).unwrap().contains("\\Seen"));
 }

@@ -31,6 +31,19 @@ pub(super) fn encode(name: &str) -> String {
     encoded
 }
 
+/// A name as LIST gave it, which is encoded already, as a command takes it; `None`: it cannot be written in one. The
+/// parser of responses leaves the escapes of a quoted name in place.
+pub(super) fn quote_listed(name: &str) -> Option<String> {
+    let plain = name.replace("\\\"", "\"").replace("\\\\", "\\");
+    quote(&plain)
+}
+
+/// A quoted string (RFC 9051 section 4.3); `None`: the text is not printable ASCII.
+pub(super) fn quote(text: &str) -> Option<String> {
+    let printable = text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    printable.then(|| format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")))
+}
+
 /// Writes what was collected between `&` and `-`.
 fn shift_back(encoded: &mut String, shifted: &mut Vec<u8>) {
     if !shifted.is_empty() {
@@ -65,7 +78,28 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_listed_name_goes_back_as_it_came() {
+        let rows = [
+            ("Sent Items", Some("\"Sent Items\"")),
+            ("Gesendete &AOQ-", Some("\"Gesendete &AOQ-\"")),
+            (r#"a\"b\\c"#, Some(r#""a\"b\\c""#)),
+            ("a\r\nb", None),
+            ("Gesendet\u{e4}", None),
+        ];
+        for (name, wire) in rows {
+            assert_eq!(quote_listed(name).as_deref(), wire, "{name}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn no_text_breaks_out_of_its_quotes(text in "[ -~]{0,20}") {
+            let wire = quote(&text).unwrap();
+            let inner = wire[1..wire.len() - 1].replace("\\\\", "").replace("\\\"", "");
+            prop_assert!(!inner.contains('"') && !inner.contains('\\'));
+        }
+
         #[test]
         fn no_name_breaks_out_of_its_quotes(name in any::<String>()) {
             let wire = encode(&name);

@@ -1,9 +1,10 @@
 //! One IMAP session (RFC 9051, as Exchange speaks it): TLS, XOAUTH2, and the few commands that watching a folder
-//! takes.
+//! takes; [`super::sent`] has those that finding a sent message takes.
 //!
 //! The library only reads and writes here. Its own commands take a tagged NO for an empty success and know no timeouts,
 //! so every command is checked and timed by [`Session::command`].
 
+use super::folder_name;
 use crate::address::Address;
 use crate::failure::{Class, Failure, chain};
 use crate::microsoft;
@@ -26,7 +27,7 @@ use tokio_rustls::rustls::{self, ClientConfig};
 /// How long connecting may take, and the TLS handshake.
 const CONNECT: Duration = Duration::from_secs(30);
 /// How long the greeting and any command but the next may take.
-const COMMAND: Duration = Duration::from_secs(60);
+pub(super) const COMMAND: Duration = Duration::from_secs(60);
 /// How long fetching a message may take.
 const BODY: Duration = Duration::from_secs(300);
 /// How long LOGOUT may take: a courtesy.
@@ -44,7 +45,7 @@ pub struct Greeted {
 /// An authenticated session.
 pub struct Session {
     imap: async_imap::Session<Stream>,
-    mailbox: Address,
+    pub(super) mailbox: Address,
 }
 
 /// A selected folder.
@@ -68,6 +69,12 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the server answered, with a tagged NO or BAD that no row of the catalogue knows: the session goes on.
+    pub(super) fn is_answer(&self) -> bool {
+        let (Self::Refused(failure) | Self::Lost(failure)) = self;
+        matches!(failure.code.as_str(), "IMAP NO" | "IMAP BAD")
+    }
+
     /// What went wrong.
     pub fn into_failure(self) -> Failure {
         match self {
@@ -135,7 +142,7 @@ impl Session {
     /// # Errors
     /// A folder that is not there, or a session that is over.
     pub async fn select(&mut self, folder: &str) -> Result<Folder, Error> {
-        self.enter("SELECT", folder).await
+        self.enter("SELECT", &folder_name::encode(folder)).await
     }
 
     /// Selects a folder for reading only: nothing in it changes.
@@ -143,12 +150,13 @@ impl Session {
     /// # Errors
     /// As [`Session::select`].
     pub async fn examine(&mut self, folder: &str) -> Result<Folder, Error> {
-        self.enter("EXAMINE", folder).await
+        self.enter("EXAMINE", &folder_name::encode(folder)).await
     }
 
-    async fn enter(&mut self, verb: &str, folder: &str) -> Result<Folder, Error> {
+    /// Enters a folder by its name as a command takes it.
+    pub(super) async fn enter(&mut self, verb: &str, folder: &str) -> Result<Folder, Error> {
         let (mut uidvalidity, mut uidnext) = (None, None);
-        let command = format!("{verb} {}", super::folder_name::encode(folder));
+        let command = format!("{verb} {folder}");
         self.command(Step::Select, &command, COMMAND, |response| {
             if let Response::Data { outcome, .. } = response {
                 match outcome.code {
@@ -249,7 +257,7 @@ impl Session {
     }
 
     /// Sends a command and hands every untagged response to `each`, until the tagged one says OK.
-    async fn command(
+    pub(super) async fn command(
         &mut self,
         step: Step,
         command: &str,
