@@ -24,6 +24,13 @@ pub fn until(now: Timestamp, at: Timestamp) -> Duration {
     Duration::try_from(at.duration_since(now)).unwrap_or(Duration::ZERO)
 }
 
+/// By how much the clock was set back between two looks at it, `elapsed` apart; `None`: it was not. A clock that is
+/// disciplined goes a little slower at times: that is none.
+pub fn set_back(before: Timestamp, now: Timestamp, elapsed: Duration) -> Option<Duration> {
+    let back = until(now, after(before, elapsed));
+    (back >= Duration::from_secs(30)).then_some(back)
+}
+
 /// The whole second of `at`: what logs and tables show.
 pub fn to_second(at: Timestamp) -> Timestamp {
     Timestamp::from_second(at.as_second()).unwrap_or(at)
@@ -44,6 +51,22 @@ mod tests {
         let waits = [0, 1, 2, 3, u32::MAX].map(|times| nth(&[5, 10], times).as_secs());
         assert_eq!(waits, [5, 5, 10, 10, 10]);
         assert_eq!(nth(&[], 1), Duration::ZERO);
+    }
+
+    #[test]
+    fn only_a_clock_that_was_set_back_is_noticed() {
+        let at = |second: i64| Timestamp::from_second(1_000_000 + second).unwrap();
+        let back =
+            |now, elapsed| set_back(at(0), at(now), Duration::from_secs(elapsed)).map(|by| by.as_secs());
+        for (now, elapsed, expected) in [
+            (5, 5, None),
+            (0, 5, None),
+            (86_400, 5, None),
+            (-86_395, 5, Some(86_400)),
+            (5, 3_600, Some(3_595)),
+        ] {
+            assert_eq!(back(now, elapsed), expected, "{now} after {elapsed}");
+        }
     }
 
     #[test]

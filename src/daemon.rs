@@ -22,7 +22,7 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -34,6 +34,9 @@ const GRACE: Duration = Duration::from_secs(75);
 
 /// How often the store is asked whether another process (the command line) wrote to it.
 const LOOK_FOR_CHANGES: Duration = Duration::from_secs(1);
+
+/// How often the clock is looked at.
+const LOOK_AT_CLOCK: Duration = Duration::from_secs(5);
 
 /// The long-lived tasks, and the two ways to stop them.
 struct Tasks {
@@ -112,6 +115,7 @@ async fn start(
     http: reqwest::Client,
 ) -> anyhow::Result<()> {
     let now = clock::now();
+    store.forget_future(now).await?;
     store.recover(now).await?;
     take_in_strays(config, store).await?;
 
@@ -144,6 +148,7 @@ async fn start(
             });
         }
     }
+    tasks.start("clock", watch_clock(store.clone(), tasks.soft.clone()));
     tasks.start("changes", watch_changes(store.clone(), tokens.clone(), tasks.soft.clone()));
 
     let apps = mailboxes.iter().map(|mailbox| mailbox.config.microsoft.clone()).collect();
@@ -225,6 +230,31 @@ async fn unexpected_end(
         Ok((name, Ok(()))) => anyhow::anyhow!("the {name} task ended by itself, which is a defect"),
         Ok((name, Err(error))) => error.context(format!("the {name} task failed")),
         Err(error) => anyhow::Error::new(error).context("a task panicked, which is a defect"),
+    }
+}
+
+/// Notices that the clock was set back, and lets nothing wait for the time that it showed before. What it missed while the
+/// relay did not run is taken up at the start.
+async fn watch_clock(store: Store, soft: CancellationToken) -> anyhow::Result<()> {
+    let (mut wall, mut steady) = (clock::now(), Instant::now());
+    loop {
+        tokio::select! {
+            () = soft.cancelled() => return Ok(()),
+            () = tokio::time::sleep(LOOK_AT_CLOCK) => {}
+        }
+        let (now, steady_now) = (clock::now(), Instant::now());
+        let back = clock::set_back(wall, now, steady_now.duration_since(steady));
+        (wall, steady) = (now, steady_now);
+        let Some(back) = back else {
+            continue;
+        };
+        tracing::warn!(seconds = back.as_secs(), "the clock was set back: what waits is looked at anew");
+        match store.forget_future(now).await {
+            Ok(()) => store.wake_all(),
+            Err(error) => {
+                tracing::error!(error = %crate::failure::chain(&error), "what waits could not be looked at anew");
+            }
+        }
     }
 }
 

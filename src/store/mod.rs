@@ -5,6 +5,7 @@
 
 mod by_hand;
 mod error;
+mod future;
 mod inbox;
 mod invites;
 mod message;

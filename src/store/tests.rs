@@ -377,3 +377,22 @@ async fn an_interrupted_attempt_may_have_reached_those_who_were_handed_over() {
     assert_eq!(due[0].unknown_since, Some(at(5)));
     assert!(due[0].recipients.iter().all(|recipient| recipient.state == RecipientState::Unknown));
 }
+
+#[tokio::test]
+async fn nothing_waits_for_a_time_that_a_clock_showed_before_it_was_set_back() {
+    let opened = open().await;
+    let day = 86_400;
+    for moment in [at(0), at(day)] {
+        let new = NewMessage { received_at: moment, ..message(&opened.store, &["a@x.test"]) };
+        let id = new.id;
+        opened.store.accept(new).await.unwrap();
+        opened.store.book(id, 1, moment).await.unwrap();
+    }
+    opened.store.recover(at(day)).await.unwrap();
+    assert_eq!(opened.store.due(&john(), at(5), 10).await.unwrap().len(), 0);
+    opened.store.forget_future(at(5)).await.unwrap();
+    let due = opened.store.due(&john(), at(5), 10).await.unwrap();
+    assert_eq!(due.len(), 2);
+    assert!(due.iter().all(|due| due.unknown_since == Some(at(5)) && due.tried_since <= at(5)), "{due:?}");
+    assert_eq!(opened.store.pace(&john(), at(-day)).await.unwrap().len(), 1);
+}

@@ -6,9 +6,10 @@ use super::inbox::InboxWrite;
 use super::invites::InviteWrite;
 use super::queue::QueueWrite;
 use super::tokens::StoredToken;
-use super::{Error, by_hand, inbox, invites, queue, tokens};
+use super::{Error, by_hand, future, inbox, invites, queue, tokens};
 use crate::address::Address;
 use crate::sealing::Keyring;
+use jiff::Timestamp;
 use sqlx::SqliteConnection;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,6 +28,7 @@ pub(super) enum Write {
     Inbox(InboxWrite),
     Invite(InviteWrite),
     ByHand(ByHand),
+    Future(Timestamp),
 }
 
 impl Write {
@@ -37,6 +39,7 @@ impl Write {
             Self::Inbox(write) => write.operation(),
             Self::Invite(write) => write.operation(),
             Self::ByHand(write) => write.operation(),
+            Self::Future(_) => "take up what a clock set back left in the future",
         }
     }
 
@@ -47,6 +50,7 @@ impl Write {
             Self::Inbox(write) => inbox::apply(write, connection).await,
             Self::Invite(write) => invites::apply(write, connection, keys).await,
             Self::ByHand(write) => by_hand::apply(write, connection).await,
+            Self::Future(now) => future::apply(*now, connection).await,
         }
     }
 }

@@ -1,0 +1,37 @@
+//! What a clock that was set back left in the future: it must not wait for that.
+
+use super::writer::Write;
+use super::{Error, Store, millis};
+use jiff::Timestamp;
+use sqlx::SqliteConnection;
+
+/// A minute in milliseconds, the unit of the pace.
+const MINUTE: i64 = 60_000;
+
+impl Store {
+    /// Has everything that was written after `now` due at once: the clock was set back since, by who knows how much.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub async fn forget_future(&self, now: Timestamp) -> Result<(), Error> {
+        self.write(Write::Future(now)).await
+    }
+}
+
+pub(super) async fn apply(now: Timestamp, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    let (at, minute) = (millis(now), millis(now).div_euclid(MINUTE));
+    for (sql, value) in [
+        ("UPDATE message SET unknown_since = $1 WHERE unknown_since > $1", at),
+        ("UPDATE message SET tried_since = $1 WHERE coalesce(tried_since, received_at) > $1", at),
+        (
+            "UPDATE message SET next_attempt_at = $1, changed_at = $1 WHERE state = 'waiting' AND changed_at > $1",
+            at,
+        ),
+        ("UPDATE received SET next_try_at = $1, changed_at = $1 WHERE changed_at > $1", at),
+        ("UPDATE report SET next_try_at = $1, created_at = $1 WHERE created_at > $1", at),
+        ("DELETE FROM pace WHERE minute > $1", minute),
+    ] {
+        sqlx::query(sql).bind(value).execute(&mut *connection).await?;
+    }
+    Ok(())
+}
