@@ -35,17 +35,20 @@ pub enum Rule {
     Unfiltered,
     /// Nothing matches, and it is the first there is. Worth a warning: Microsoft will most likely refuse the message.
     First,
+    /// Its user may submit through it alone ([`Routes::bound_to`]): no filter was asked.
+    User,
 }
 
 impl Rule {
     /// In the order in which they are tried.
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Address,
         Self::Domain,
         Self::NotificationsAddress,
         Self::NotificationsDomain,
         Self::Unfiltered,
         Self::First,
+        Self::User,
     ];
 
     /// The name it has in logs, in JSON and in the store.
@@ -57,6 +60,7 @@ impl Rule {
             Self::NotificationsDomain => "notifications_domain",
             Self::Unfiltered => "unfiltered",
             Self::First => "first",
+            Self::User => "user",
         }
     }
 }
@@ -180,6 +184,13 @@ impl Routes {
             })
     }
 
+    /// Routes a message of a user who is bound to `mailbox`: no filter is asked, and the From stays, mended if it is not
+    /// one plain mailbox.
+    pub fn bound_to(&self, mailbox: &Address, from: Option<&str>) -> Route {
+        let sender = Sender::read(from.unwrap_or_default());
+        Route { mailbox: mailbox.clone(), rule: Rule::User, new_from: sender.mended }
+    }
+
     /// The steps that [`route`](Self::route) takes for such a message: all but the last found nothing.
     pub fn explain(&self, from: Option<&str>, mail_from: &str) -> Vec<Step> {
         let sender = Sender::read(from.unwrap_or_default());
@@ -208,7 +219,8 @@ impl Routes {
         sender: Option<&Address>,
         notifications: Option<&Address>,
     ) -> impl Iterator<Item = Tried<'_>> {
-        Rule::ALL.into_iter().map(move |rule| {
+        // A user's own mailbox is not found by the From.
+        Rule::ALL.into_iter().filter(|rule| *rule != Rule::User).map(move |rule| {
             let address = |address: &Address| Part::Address(address.clone());
             let domain = |address: &Address| Part::Domain(address.domain().to_owned());
             let part = match rule {
@@ -216,7 +228,7 @@ impl Routes {
                 Rule::Domain => sender.map(domain),
                 Rule::NotificationsAddress => notifications.map(address),
                 Rule::NotificationsDomain => notifications.map(domain),
-                Rule::Unfiltered | Rule::First => None,
+                Rule::Unfiltered | Rule::First | Rule::User => None,
             };
             let fits = |server: &&Server| match rule {
                 Rule::Unfiltered => server.filter.is_none(),

@@ -50,7 +50,7 @@ fn in_words(step: &Step) -> String {
         Rule::Domain => "the domain of the From",
         Rule::NotificationsAddress => "the notifications address",
         Rule::NotificationsDomain => "the domain of the notifications address",
-        Rule::Unfiltered | Rule::First => "",
+        Rule::Unfiltered | Rule::First | Rule::User => "",
     };
     let Step { rule, sought, found } = step;
     match (rule, sought, found) {
@@ -59,6 +59,7 @@ fn in_words(step: &Step) -> String {
         (Rule::First, ..) => {
             "nothing else matched, and it is the first mailbox; Microsoft may refuse the message".to_owned()
         }
+        (Rule::User, ..) => "its user submits through it alone".to_owned(),
         (_, Some(sought), Some((_, filter))) => {
             format!("its from_filter {:?} holds {what}, {sought}", filter.as_deref().unwrap_or_default())
         }

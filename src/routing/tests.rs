@@ -401,6 +401,22 @@ fn a_from_that_is_not_one_plain_mailbox_is_mended() {
 }
 
 #[test]
+fn a_bound_user_keeps_the_mailbox_and_the_from() {
+    let routes = routes(&[("other", 1, None)]);
+    let mailbox = Address::normalise("news@example.com").unwrap();
+    for (from, new_from) in [
+        (Some("Eve <eve@foreign.test>"), None),
+        (Some("eve@foreign.test, ann@example.com"), Some("eve@foreign.test")),
+        (Some("nobody"), None),
+        (None, None),
+    ] {
+        let new_from = new_from.map(str::to_owned);
+        let route = Route { mailbox: mailbox.clone(), rule: Rule::User, new_from };
+        assert_eq!(routes.bound_to(&mailbox, from), route, "{from:?}");
+    }
+}
+
+#[test]
 fn rules_have_one_name_everywhere() {
     for rule in Rule::ALL {
         assert_eq!(rule.as_str().parse(), Ok(rule));
