@@ -236,6 +236,7 @@ impl<'i> Section<'i> {
             }
             None => Vec::new(),
         };
+        let path = self.path_to(key);
         let mut parsed = Vec::with_capacity(tables.len());
         for (index, table) in tables.into_iter().enumerate() {
             let line = self.file.line(&table.span());
@@ -243,8 +244,7 @@ impl<'i> Section<'i> {
                 self.mistake(key, format!("is a list of sections: write [[{key}]]"));
                 continue;
             };
-            let path = self.path_to(&format!("{key}[{}]", index + 1));
-            let mut section = Section::new(self.file, path, line, table);
+            let mut section = Section::new(self.file, format!("{path}[{}]", index + 1), line, table);
             parsed.push(read(&mut section));
             section.finish();
         }
@@ -264,6 +264,14 @@ impl<'i> Section<'i> {
     /// Where `key` stands, or would: its line, else the section's, and its name with its section.
     pub fn place(&self, key: &str) -> (usize, String) {
         (self.line_of(key), self.path_to(key))
+    }
+
+    /// Whether `key` is a list of sections here (`[[key]]`), of a key that may also be a plain value.
+    pub fn has_sections(&self, key: &str) -> bool {
+        let is_list = |entry: &Entry<'_>| {
+            entry.value.as_ref().is_some_and(|value| matches!(value.get_ref(), DeValue::Array(_)))
+        };
+        self.entries.iter().any(|entry| entry.key == key && is_list(entry))
     }
 
     /// Notes a mistake at `key`.

@@ -73,7 +73,7 @@ impl<'a> HeaderView<'a> {
 
     /// How many servers the message has come through, by its trace fields (RFC 5321 section 4.4): each adds a Received
     /// field, and too many of them show a loop (section 6.3).
-    pub fn received_count(&self) -> usize {
+    pub fn hops(&self) -> usize {
         self.fields("Received").count()
     }
 

@@ -101,7 +101,7 @@ fn trace_fields_are_counted() {
         ("Received: a\r\nX: y\r\nRECEIVED:\r\n b\r\n\r\nReceived: body\r\n", 2),
         ("X-Received: a\r\n\r\n", 0),
     ] {
-        assert_eq!(HeaderView::parse(raw.as_bytes()).received_count(), expected, "{raw:?}");
+        assert_eq!(HeaderView::parse(raw.as_bytes()).hops(), expected, "{raw:?}");
     }
 }
 
@@ -300,7 +300,7 @@ proptest! {
         prop_assert!(!text.contains(char::is_control));
         view.recipients();
         view.is_delivery_report();
-        prop_assert!(view.received_count() <= raw.len());
+        prop_assert!(view.hops() <= raw.len());
         prop_assert_eq!(view.is_8bit(), raw.iter().any(|byte| *byte >= 0x80));
     }
 }
