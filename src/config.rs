@@ -101,16 +101,18 @@ impl Config {
         if mailboxes.is_empty() {
             root.mistake("mailbox", "is missing: at least one [[mailbox]] with its address");
         }
+        let mailboxes: Vec<_> = mailboxes.into_iter().flatten().collect();
+        let addresses: Vec<_> = mailboxes.iter().map(|mailbox| mailbox.address.clone()).collect();
         let mut config = Self {
             microsoft,
             odoo,
-            submission: root.section("submission", submission::Config::read),
+            submission: root.section("submission", |s| submission::Config::read(s, &addresses)),
             store: root.section("store", store::Config::read),
             admin: root.section("admin", admin::Config::read),
-            mailboxes: mailboxes.into_iter().flatten().collect(),
+            mailboxes,
             warnings: Vec::new(),
         };
-        if config.submission.listen.contains(&config.admin.listen) {
+        if config.submission.addresses().any(|address| *address == config.admin.listen) {
             root.mistake("admin", "listens where [submission] listens: give it a port of its own");
         }
         let warnings = config.routes().warnings().into_iter().map(|warning| {

@@ -13,7 +13,7 @@ use crate::mailbox::Mailbox;
 use crate::microsoft::expiry;
 use crate::odoo::Gateway;
 use crate::store::{self, Store};
-use crate::submission::{Intake, Listener};
+use crate::submission::{Intake, Listener, Sockets};
 use crate::tokens::Tokens;
 use crate::{clock, tls, tokens};
 use anyhow::{Context, bail};
@@ -62,9 +62,12 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be watched")?;
 
     // Everything that can fail at the start does so here, before anything runs.
-    let mut submission = Vec::with_capacity(config.submission.listen.len());
+    let mut submission = Sockets::default();
     for &address in &config.submission.listen {
-        submission.push(bind(address, "[submission] listen").await?);
+        submission.plain.push(bind(address, "[submission] listen").await?);
+    }
+    for &address in &config.submission.listen_tls {
+        submission.tls.push(bind(address, "[submission] listen_tls").await?);
     }
     let admin = bind(config.admin.listen, "[admin] listen").await?;
     let tls = tls::client(config.microsoft.ca_file.as_deref())?;
@@ -109,7 +112,7 @@ async fn start(
     config: &Config,
     tasks: &mut Tasks,
     store: &Store,
-    submission: Vec<TcpListener>,
+    submission: Sockets,
     admin: TcpListener,
     tls: Arc<tokio_rustls::rustls::ClientConfig>,
     http: reqwest::Client,
@@ -160,7 +163,9 @@ async fn start(
 
     let admin_address = admin.local_addr()?;
     let addresses: Vec<String> = submission
+        .plain
         .iter()
+        .chain(&submission.tls)
         .map(|listener| listener.local_addr().map(|at| at.to_string()))
         .collect::<Result<_, _>>()?;
     let sources = Sources {

@@ -75,7 +75,7 @@ async fn the_recorded_dialogue() {
     let world = World::start().await;
     let (config, relay) = company::start(&world).await;
     let said = odoo(&relay, &[]).await;
-    assert_eq!(said[0], "ehlo 250 8bitmime enhancedstatuscodes pipelining size smtputf8");
+    assert_eq!(said[0], "ehlo 250 8bitmime chunking enhancedstatuscodes pipelining size smtputf8");
     assert_eq!(said[1..13], STEPS);
     assert_eq!(said[13..], ["test 354"]);
     everything_arrived(&world, &config, &relay).await;
@@ -91,7 +91,7 @@ async fn the_recorded_dialogue_with_a_login() {
     company::connect(&world, &config).await;
     let relay = config.start().await;
     let said = odoo(&relay, &["odoo", "a password with spaces"]).await;
-    assert_eq!(said[0], "ehlo 250 8bitmime auth enhancedstatuscodes pipelining size smtputf8");
+    assert_eq!(said[0], "ehlo 250 8bitmime auth chunking enhancedstatuscodes pipelining size smtputf8");
     assert_eq!(said[1], "login 235");
     assert_eq!(said[2..14], STEPS);
     everything_arrived(&world, &config, &relay).await;

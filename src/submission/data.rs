@@ -11,10 +11,15 @@ use super::reply::Reply;
 
 /// Reads one message, chunk by chunk, and undoes the dot-stuffing.
 pub struct DataReader {
-    limit: usize,
     place: Place,
+    content: Content,
+}
+
+/// The octets of a message that is being read, up to its first flaw.
+pub struct Content {
+    limit: usize,
     flaw: Option<Flaw>,
-    content: Vec<u8>,
+    octets: Vec<u8>,
 }
 
 /// Where in the stream of lines the reader stands.
@@ -95,7 +100,12 @@ impl DataReader {
     /// `limit`: the largest message, in octets as RFC 1870 counts them (with line ends, without stuffed dots). The
     /// reader never holds more than that.
     pub fn new(limit: usize) -> Self {
-        Self { limit, place: Place::LineStart, flaw: None, content: Vec::new() }
+        Self { place: Place::LineStart, content: Content::new(limit) }
+    }
+
+    /// The octets kept so far, for whoever accounts for their memory.
+    pub fn content(&mut self) -> &mut Content {
+        &mut self.content
     }
 
     /// Takes the next chunk. `None`: the whole chunk was used and the message goes on. A reader that has ended is spent.
@@ -104,16 +114,16 @@ impl DataReader {
         while let Some((&byte, after)) = rest.split_first() {
             match (self.place, byte) {
                 (Place::DotCr, b'\n') => {
-                    return Some(End { used: chunk.len() - after.len(), message: self.finish() });
+                    return Some(End { used: chunk.len() - after.len(), message: self.content.finish() });
                 }
                 (Place::Cr, b'\n') => {
-                    self.keep(b"\r\n");
+                    self.content.keep(b"\r\n");
                     self.place = Place::LineStart;
                     rest = after;
                 }
                 // The byte after a bare CR is looked at again, as text: it may be another CR.
                 (Place::Cr | Place::DotCr, _) => {
-                    self.refuse(Flaw::BareCr);
+                    self.content.refuse(Flaw::BareCr);
                     self.place = Place::Text;
                 }
                 (Place::LineStart, b'.') => {
@@ -134,39 +144,75 @@ impl DataReader {
     fn text<'a>(&mut self, rest: &'a [u8]) -> &'a [u8] {
         self.place = Place::Text;
         let Some(at) = memchr::memchr3(b'\r', b'\n', 0, rest) else {
-            self.keep(rest);
+            self.content.keep(rest);
             return &[];
         };
         let (text, special) = rest.split_at(at);
-        self.keep(text);
+        self.content.keep(text);
         match special.first() {
             Some(b'\r') => self.place = Place::Cr,
-            Some(b'\n') => self.refuse(Flaw::BareLf),
-            _ => self.refuse(Flaw::Nul),
+            Some(b'\n') => self.content.refuse(Flaw::BareLf),
+            _ => self.content.refuse(Flaw::Nul),
         }
         special.get(1..).unwrap_or_default()
     }
+}
 
-    fn keep(&mut self, bytes: &[u8]) {
+impl Content {
+    pub(super) fn new(limit: usize) -> Self {
+        Self { limit, flaw: None, octets: Vec::new() }
+    }
+
+    /// How many octets of memory more must be had before `coming` octets are read, for [`Self::grow`]. The memory
+    /// doubles with each step, up to the limit.
+    pub fn growth(&self, coming: usize) -> usize {
+        let (length, capacity) = (self.octets.len(), self.octets.capacity());
+        let needed = length.saturating_add(coming).min(self.limit);
+        if self.flaw.is_some() || needed <= capacity {
+            return 0;
+        }
+        needed.max(capacity.saturating_mul(2).min(self.limit)) - capacity
+    }
+
+    /// Takes that much more memory.
+    pub fn grow(&mut self, growth: usize) {
+        let capacity = self.octets.capacity().saturating_add(growth);
+        self.octets.reserve_exact(capacity.saturating_sub(self.octets.len()));
+    }
+
+    /// The first flaw so far. With one, nothing is kept in memory.
+    pub fn flaw(&self) -> Option<Flaw> {
+        self.flaw
+    }
+
+    pub(super) fn keep(&mut self, octets: &[u8]) {
         if self.flaw.is_some() {
             return;
         }
-        if self.content.len() + bytes.len() > self.limit {
+        if self.octets.len() + octets.len() > self.limit {
             self.refuse(Flaw::TooLarge);
         } else {
-            self.content.extend_from_slice(bytes);
+            self.octets.extend_from_slice(octets);
         }
     }
 
-    fn refuse(&mut self, flaw: Flaw) {
+    pub(super) fn refuse(&mut self, flaw: Flaw) {
         self.flaw.get_or_insert(flaw);
-        self.content = Vec::new();
+        self.octets = Vec::new();
     }
 
-    fn finish(&mut self) -> Result<Bytes, Flaw> {
+    /// Ends the last line, if it is not ended. The two octets may go past the limit: the sender did not send them.
+    pub(super) fn end_line(&mut self) {
+        if self.flaw.is_none() && !self.octets.is_empty() && !self.octets.ends_with(b"\r\n") {
+            self.octets.reserve_exact(2);
+            self.octets.extend_from_slice(b"\r\n");
+        }
+    }
+
+    pub(super) fn finish(&mut self) -> Result<Bytes, Flaw> {
         match self.flaw {
             Some(flaw) => Err(flaw),
-            None => Ok(std::mem::take(&mut self.content).into()),
+            None => Ok(std::mem::take(&mut self.octets).into()),
         }
     }
 }

@@ -135,12 +135,28 @@ fn the_limit_counts_octets_without_stuffing_and_the_rest_is_swallowed() {
 fn memory_is_given_back_once_the_limit_is_passed() {
     let mut reader = DataReader::new(1000);
     assert!(reader.feed(&[b'a'; 1000]).is_none());
-    assert!(reader.content.capacity() <= 2000);
+    assert!(reader.content.octets.capacity() <= 2000);
     for _ in 0..100 {
         assert!(reader.feed(&[b'a'; 1000]).is_none());
-        assert_eq!(reader.content.capacity(), 0);
+        assert_eq!(reader.content.octets.capacity(), 0);
     }
     assert_eq!(reader.feed(b"\r\n.\r\n").unwrap().message, Err(Flaw::TooLarge));
+}
+
+#[test]
+fn memory_grows_by_doubling_and_no_further_than_the_limit() {
+    let mut content = Content::new(1000);
+    let mut taken = Vec::new();
+    for _ in 0..11 {
+        let growth = content.growth(100);
+        content.grow(growth);
+        content.keep(&[b'a'; 100]);
+        taken.push(growth);
+        assert!(content.octets.capacity() <= 1000);
+    }
+    assert_eq!(taken, [100, 100, 200, 0, 400, 0, 0, 0, 200, 0, 0]);
+    assert_eq!(content.flaw(), Some(Flaw::TooLarge));
+    assert_eq!(content.growth(100), 0);
 }
 
 #[test]

@@ -7,14 +7,20 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::reply::Reply;
+use super::session::not_allowed;
+use super::users::User;
+use crate::address::Address;
 use crate::failure::chain;
 use crate::logging::names;
 use crate::message::{Envelope, HeaderView};
-use crate::routing::Routes;
+use crate::routing::{Route, Routes};
 use crate::store::{NewMessage, Store};
 
 /// Characters of a From that are logged.
 const FROM: usize = 200;
+/// A message with that many Received fields goes in circles. RFC 5321 section 6.3 asks for 100 at least where mail may
+/// come from anywhere; what is submitted has hardly any hop behind it.
+const HOPS: usize = 50;
 
 /// Routes and stores messages. Clones share the routes and the store.
 #[derive(Clone)]
@@ -29,20 +35,26 @@ impl Intake {
         Self { routes: Arc::new(routes), store }
     }
 
-    /// Takes a message that was received `now`. The answer is 250 only once the store has committed it.
+    /// Takes a message of `user` that was received `now`. The answer is 250 only once the store has committed it.
     ///
-    /// Whatever can be sent is taken, even a message whose header section makes no sense: a refusal is final to Odoo.
-    pub async fn take(&self, envelope: Envelope, content: Bytes, peer: SocketAddr, now: Timestamp) -> Reply {
+    /// Whatever can be sent is taken, even a message whose header section makes little sense: a refusal is final to Odoo.
+    pub async fn take(
+        &self,
+        envelope: Envelope,
+        content: Bytes,
+        user: Option<&User>,
+        peer: SocketAddr,
+        now: Timestamp,
+    ) -> Reply {
         let header = HeaderView::parse(&content);
         let header_from = header.from();
         let message_id = header.message_id();
         let eight_bit = header.is_8bit();
-        let route = match self.routes.route(header_from.as_deref(), &envelope.mail_from) {
+        let route = match self.route(&header, header_from.as_deref(), &envelope.mail_from, user) {
             Ok(route) => route,
-            Err(no_mailbox) => {
-                let reply = Reply::new(554, "5.3.5", no_mailbox.to_string());
-                log_refusal(peer, &reply);
-                return reply;
+            Err(refusal) => {
+                log_refusal(peer, &refusal);
+                return refusal;
             }
         };
         let id = self.store.next_id(now);
@@ -63,7 +75,8 @@ impl Intake {
         };
         match self.store.accept(message).await {
             Ok(()) => {
-                tracing::info!(%id, from, to, %mailbox, rule = rule.as_str(), size, "accepted");
+                let user = user.map(|user| user.name.as_str());
+                tracing::info!(%id, from, to, user, %mailbox, rule = rule.as_str(), size, "accepted");
                 Reply::new(250, "2.0.0", format!("Ok: queued as {id}"))
             }
             Err(error) => {
@@ -79,6 +92,48 @@ impl Intake {
                 reply
             }
         }
+    }
+
+    /// Which way a message goes, or why it can never be sent.
+    fn route(
+        &self,
+        header: &HeaderView<'_>,
+        from: Option<&str>,
+        mail_from: &str,
+        user: Option<&User>,
+    ) -> Result<Route, Reply> {
+        if header.hops() >= HOPS {
+            return Err(Reply::new(
+                554,
+                "5.4.6",
+                format!(
+                    "Routing loop detected: the message has been through {HOPS} servers already (its Received fields). \
+                     Look for a forwarding that leads back here"
+                ),
+            ));
+        }
+        if let Some(user) = user
+            && user.senders.as_ref().is_some_and(|senders| !senders.allow_from(from))
+        {
+            let from: String = from.unwrap_or_default().chars().take(FROM).collect();
+            return Err(not_allowed(user, &format!("{from:?} as the From of a message")));
+        }
+        let route = match user.and_then(|user| user.mailbox.as_ref()) {
+            Some(mailbox) => self.routes.bound_to(mailbox, from),
+            None => self
+                .routes
+                .route(from, mail_from)
+                .map_err(|no_mailbox| Reply::new(554, "5.3.5", no_mailbox.to_string()))?,
+        };
+        if route.new_from.is_none() && Address::all(from.unwrap_or_default()).is_empty() {
+            return Err(Reply::new(
+                554,
+                "5.6.0",
+                "The message has no From address, and none stands in for it: set one in Odoo, or default_from and \
+                 catchall_domain in [odoo] of the relay (not for a user that is bound to a mailbox)",
+            ));
+        }
+        Ok(route)
     }
 }
 

@@ -1,12 +1,13 @@
 use std::sync::Arc;
 
+use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::{PrivatePkcs8KeyDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use super::Config;
 use super::tests::{Client, Relay, WIRE, config};
-use crate::submission::auth::Credentials;
+use crate::submission::users::User;
 
 /// A server's and a client's side of TLS for `localhost`.
 fn tls() -> (Arc<ServerConfig>, TlsConnector) {
@@ -29,11 +30,35 @@ fn tls() -> (Arc<ServerConfig>, TlsConnector) {
     (Arc::new(server), TlsConnector::from(Arc::new(client)))
 }
 
+fn user() -> Arc<User> {
+    let password = "open sesame".to_owned().into();
+    Arc::new(User { name: "odoo".to_owned(), password, senders: None, mailbox: None })
+}
+
+#[tokio::test]
+async fn tls_from_the_first_byte() {
+    let (server, connector) = tls();
+    let relay = Relay::start(Config { tls: Some(server), users: vec![user()], ..config() }).await;
+    let address = relay.tls_address.unwrap();
+    // Somebody who speaks in clear there gets nowhere, and is in nobody's way.
+    let mut lost = Client::new(TcpStream::connect(address).await.unwrap());
+    lost.send(b"EHLO me\r\n").await;
+    let name = ServerName::try_from("localhost").unwrap();
+    let stream = TcpStream::connect(address).await.unwrap();
+    let mut client = Client::new(connector.connect(name, stream).await.unwrap());
+    assert_eq!(client.hear().await, "220 outlook-relay ESMTP");
+    let extensions = client.ask("EHLO me").await;
+    assert!(!extensions.contains("STARTTLS") && extensions.contains("AUTH PLAIN LOGIN"), "{extensions}");
+    assert!(client.ask("STARTTLS").await.starts_with("503 5.5.1 "));
+    assert!(client.ask("AUTH PLAIN AG9kb28Ab3BlbiBzZXNhbWU=").await.starts_with("235 2.7.0 "));
+    assert!(client.mail(WIRE).await.starts_with("250 2.0.0 "));
+    assert_eq!(relay.queue().await.len(), 1);
+}
+
 #[tokio::test]
 async fn tls_and_a_password() {
     let (server, connector) = tls();
-    let credentials = Credentials { user: "odoo".to_owned(), password: "open sesame".to_owned().into() };
-    let relay = Relay::start(Config { tls: Some(server), credentials: Some(credentials), ..config() }).await;
+    let relay = Relay::start(Config { tls: Some(server), users: vec![user()], ..config() }).await;
     let mut client = relay.greeted().await;
     assert!(client.ask("MAIL FROM:<>").await.starts_with("530 5.7.0 "));
     assert!(client.ask("STARTTLS").await.starts_with("220 2.0.0 "));

@@ -1,17 +1,24 @@
 //! The SMTP server that Odoo and any ordinary mail client speak to.
 //!
-//! [`listener`] moves bytes; [`session`] and [`data`] decide, without I/O; [`intake`] stores what was taken. A message
-//! is answered with 250 once it is on disk, and not before.
+//! [`listener`] lets clients in, `conversation` and `connection` move bytes within the `budget` of memory; [`session`],
+//! [`data`] and [`chunks`] decide, without I/O; [`intake`] stores what was taken. A message is answered with 250 once it
+//! is on disk, and not before.
 
 pub mod auth;
+mod budget;
+pub mod chunks;
+mod connection;
+mod conversation;
 pub mod data;
 pub mod intake;
+pub mod limits;
 pub mod lines;
 pub mod listener;
 pub mod parameters;
 pub mod path;
 pub mod reply;
 pub mod session;
+pub mod users;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
@@ -22,13 +29,15 @@ use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::{self, ServerConfig};
 
+use crate::address::Address;
 use crate::failure::chain;
 use crate::section::Section;
 use crate::units::Size;
-use auth::Credentials;
+use limits::Limits;
+use users::User;
 
 pub use intake::Intake;
-pub use listener::Listener;
+pub use listener::{Listener, Sockets};
 
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 2525);
 /// Microsoft 365 takes 35 MB by default, and 150 MB where the administrator allows it.
@@ -41,40 +50,60 @@ const LARGEST_MAX_MESSAGE_SIZE: u64 = 512 << 20;
 pub struct Config {
     /// Where to listen, unless systemd hands over sockets.
     pub listen: Vec<SocketAddr>,
+    /// Where to listen for clients that begin with TLS (RFC 8314 section 3.3).
+    pub listen_tls: Vec<SocketAddr>,
     /// The largest message, in octets.
     pub max_message_size: u64,
-    /// Who may submit; `None`: anyone on this machine.
-    pub credentials: Option<Credentials>,
-    /// For STARTTLS; `None`: not offered.
+    /// Who may submit; empty: anyone on this machine.
+    pub users: Vec<Arc<User>>,
+    /// How much clients may take.
+    pub limits: Limits,
+    /// For `listen_tls` and STARTTLS; `None`: not offered.
     pub tls: Option<Arc<ServerConfig>>,
 }
 
 impl Config {
-    /// Reads `[submission]`.
-    pub fn read(section: &mut Section<'_>) -> Self {
+    /// Reads `[submission]`. `mailboxes`: those that a user may be bound to.
+    pub fn read(section: &mut Section<'_>, mailboxes: &[Address]) -> Self {
+        let has_certificate = section.has("tls_certificate");
         let config = Self {
             listen: section.get_or("listen", vec![DEFAULT_LISTEN]),
+            listen_tls: section.get_or("listen_tls", Vec::new()),
             max_message_size: max_message_size(section),
-            credentials: credentials(section),
+            users: users::read(section, mailboxes),
+            limits: Limits::read(section),
             tls: tls(section),
         };
-        if config.listen.is_empty() {
+        if config.addresses().next().is_none() {
             section.mistake("listen", "is empty: name at least one address, like [\"127.0.0.1:2525\"]");
         }
-        let twice =
-            |(at, address): (usize, &SocketAddr)| config.listen.iter().take(at).any(|one| one == address);
-        if config.listen.iter().enumerate().any(twice) {
-            section.mistake("listen", "names an address twice: keep one");
+        if !config.listen_tls.is_empty() && !has_certificate {
+            section.mistake("listen_tls", "needs tls_certificate and tls_key");
         }
-        if let Some(exposed) = config.listen.iter().find(|address| !config.may_listen(address)) {
-            section.mistake("listen", Exposed(*exposed).to_string());
+        for (key, before, addresses) in
+            [("listen", 0, &config.listen), ("listen_tls", config.listen.len(), &config.listen_tls)]
+        {
+            let twice = |(at, address): (usize, &SocketAddr)| {
+                config.addresses().take(before + at).any(|one| one == address)
+            };
+            if addresses.iter().enumerate().any(twice) {
+                section.mistake(key, "names an address twice: keep one");
+            }
+            if let Some(exposed) = addresses.iter().find(|address| !config.may_listen(address)) {
+                section.mistake(key, Exposed(*exposed).to_string());
+            }
         }
         config
     }
 
+    /// Every address to listen on, with TLS from the start or without.
+    pub fn addresses(&self) -> impl Iterator<Item = &SocketAddr> {
+        self.listen.iter().chain(&self.listen_tls)
+    }
+
     /// Whether it is safe to listen there: on loopback, or with a password that only travels over TLS.
     fn may_listen(&self, address: &SocketAddr) -> bool {
-        is_loopback(address) || (self.credentials.is_some() && self.tls.is_some())
+        is_loopback(address) || (!self.users.is_empty() && self.tls.is_some())
     }
 }
 
@@ -100,21 +129,6 @@ fn max_message_size(section: &mut Section<'_>) -> u64 {
     DEFAULT_MAX_MESSAGE_SIZE.0
 }
 
-fn credentials(section: &mut Section<'_>) -> Option<Credentials> {
-    let user: Option<String> = section.get("user");
-    let has_password = section.has("password_file");
-    let password = section.secret_file("password_file");
-    match (&user, has_password) {
-        (Some(user), _) if user.is_empty() => {
-            section.mistake("user", "is empty: leave it out, or name a user")
-        }
-        (Some(_), false) => section.mistake("user", "needs password_file, the file that holds the password"),
-        (None, true) => section.mistake("password_file", "needs user, the name that goes with the password"),
-        _ => {}
-    }
-    Some(Credentials { user: user?, password: password? })
-}
-
 fn tls(section: &mut Section<'_>) -> Option<Arc<ServerConfig>> {
     let (has_certificate, has_key) = (section.has("tls_certificate"), section.has("tls_key"));
     let certificate = section.path_of("tls_certificate");
@@ -122,7 +136,7 @@ fn tls(section: &mut Section<'_>) -> Option<Arc<ServerConfig>> {
     if has_certificate != has_key {
         let (given, missing) =
             if has_key { ("tls_key", "tls_certificate") } else { ("tls_certificate", "tls_key") };
-        section.mistake(given, format!("needs {missing} as well: STARTTLS takes both, as PEM files"));
+        section.mistake(given, format!("needs {missing} as well: TLS takes both, as PEM files"));
     }
     match server_tls(&certificate?, &key?) {
         Ok(tls) => Some(tls),

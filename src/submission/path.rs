@@ -77,7 +77,7 @@ fn is_utf8_text(c: char) -> bool {
 }
 
 /// A domain name, or an address literal such as `[192.0.2.1]`.
-fn is_domain(domain: &str) -> bool {
+pub(super) fn is_domain(domain: &str) -> bool {
     if let Some(literal) = domain.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
         return !literal.is_empty()
             && literal.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '.' | ':' | '-'));

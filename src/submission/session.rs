@@ -2,19 +2,23 @@
 
 use std::sync::Arc;
 
-use super::auth::{self, Credentials, Exchange};
+use super::auth::Exchange;
 use super::parameters;
 use super::path::Path;
 use super::reply::Reply;
+use super::users::User;
 use crate::message::Envelope;
+
+pub use chunking::{Chunk, Part};
+
+mod chunking;
+mod privacy;
 
 /// The longest command line in octets, with its CRLF. RFC 5321 section 4.5.3.1.4 asks for 512, and its extensions for
 /// more.
 pub const COMMAND_LINE: usize = 2048;
 /// The longest line of an AUTH exchange in octets (RFC 4954 section 4).
 pub const AUTH_LINE: usize = 12_288;
-/// Recipients of one message. RFC 5321 section 4.5.3.1.8 asks for 100 at least; to Odoo every refusal is a lost mail.
-const RECIPIENTS: usize = 1_000;
 /// Faults in a row after which the connection is closed: the client is no mail client.
 const FAULTS: u32 = 20;
 
@@ -25,8 +29,10 @@ pub struct Offer {
     pub host: String,
     /// The largest message, in octets (RFC 1870).
     pub max_message_size: u64,
-    /// Who may submit; `None`: anyone who can connect.
-    pub credentials: Option<Credentials>,
+    /// Recipients that one message may have.
+    pub max_recipients: u32,
+    /// Who may submit; empty: anyone who can connect.
+    pub users: Vec<Arc<User>>,
     /// Whether there is a certificate for STARTTLS.
     pub tls: bool,
 }
@@ -38,9 +44,11 @@ pub struct Session {
     local: bool,
     encrypted: bool,
     greeted: bool,
-    authenticated: bool,
+    user: Option<Arc<User>>,
     exchange: Option<Exchange>,
     transaction: Option<Envelope>,
+    /// Octets that came in chunks so far; `None`: the transaction has none yet.
+    chunked: Option<u64>,
     faults: u32,
 }
 
@@ -51,6 +59,8 @@ pub enum Action {
     Reply(Reply),
     /// Answer, then read a message with [`DataReader`](super::data::DataReader). The session itself is ready for the next transaction.
     ReadData(Reply, Envelope),
+    /// Read that many octets (RFC 3030), and then answer.
+    ReadChunk(Reply, Chunk),
     /// Answer, then begin TLS and call [`Session::encrypted`]. Input that came with the command is an attack
     /// (RFC 3207 section 6).
     StartTls(Reply),
@@ -62,9 +72,11 @@ impl Action {
     /// The reply, whatever comes after it.
     pub fn reply(&self) -> &Reply {
         match self {
-            Self::Reply(reply) | Self::ReadData(reply, _) | Self::StartTls(reply) | Self::Close(reply) => {
-                reply
-            }
+            Self::Reply(reply)
+            | Self::ReadData(reply, _)
+            | Self::ReadChunk(reply, _)
+            | Self::StartTls(reply)
+            | Self::Close(reply) => reply,
         }
     }
 }
@@ -77,9 +89,10 @@ impl Session {
             local,
             encrypted: false,
             greeted: false,
-            authenticated: false,
+            user: None,
             exchange: None,
             transaction: None,
+            chunked: None,
             faults: 0,
         }
     }
@@ -97,6 +110,16 @@ impl Session {
     /// Whether a transaction is open: MAIL was accepted, and DATA has not come yet.
     pub fn in_transaction(&self) -> bool {
         self.transaction.is_some()
+    }
+
+    /// Whether a part of a message has come in chunks, and the rest is still to come.
+    pub fn in_chunks(&self) -> bool {
+        self.chunked.is_some()
+    }
+
+    /// Who submits, of a session that has authenticated.
+    pub fn user(&self) -> Option<&Arc<User>> {
+        self.user.as_ref()
     }
 
     /// The longest line to read now, in octets with its CRLF.
@@ -135,12 +158,11 @@ impl Session {
         ))
     }
 
-    /// Closes the connection on too many faults. Refused addresses and sizes are none: a client may well have twenty
-    /// of those in a row, and good mail behind them.
+    /// Closes the connection on too many faults. Refused addresses, senders and sizes are none: a client may well have
+    /// twenty of those in a row, and good mail behind them.
     fn count(&mut self, action: Action) -> Action {
         let reply = action.reply();
-        let fault = reply.code() >= 500
-            && reply.enhanced().is_some_and(|code| code.starts_with("5.5.") || code.starts_with("5.7."));
+        let fault = reply.code() >= 500 && reply.enhanced().is_some_and(is_fault);
         if !fault {
             return action;
         }
@@ -172,8 +194,9 @@ impl Session {
             "MAIL" => self.mail(argument),
             "RCPT" => self.rcpt(argument),
             "DATA" => return self.data(argument),
+            "BDAT" => return self.bdat(argument),
             "RSET" if argument.is_empty() => {
-                self.transaction = None;
+                self.reset();
                 Reply::new(250, "2.0.0", "Ok")
             }
             "NOOP" => Reply::new(250, "2.0.0", "Ok"),
@@ -186,7 +209,7 @@ impl Session {
             "HELP" => Reply::new(
                 214,
                 "2.0.0",
-                "This relay takes mail for Microsoft 365: EHLO HELO MAIL RCPT DATA RSET NOOP QUIT VRFY (RFC 5321)",
+                "This relay takes mail for Microsoft 365: EHLO HELO MAIL RCPT DATA BDAT RSET NOOP QUIT VRFY (RFC 5321)",
             ),
             "AUTH" => self.auth(argument),
             "STARTTLS" => return self.starttls(argument),
@@ -211,17 +234,23 @@ impl Session {
             return syntax(if extended { "EHLO client.example.com" } else { "HELO client.example.com" });
         }
         self.greeted = true;
-        self.transaction = None;
+        self.reset();
         Reply::extensions(&self.offer.host, &if extended { self.extensions() } else { Vec::new() })
+    }
+
+    /// Forgets the transaction.
+    fn reset(&mut self) {
+        self.transaction = None;
+        self.chunked = None;
     }
 
     fn extensions(&self) -> Vec<String> {
         let mut extensions = vec!["PIPELINING".to_owned(), format!("SIZE {}", self.offer.max_message_size)];
-        extensions.extend(["8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES"].map(str::to_owned));
+        extensions.extend(["8BITMIME", "SMTPUTF8", "ENHANCEDSTATUSCODES", "CHUNKING"].map(str::to_owned));
         if self.offer.tls && !self.encrypted {
             extensions.push("STARTTLS".to_owned());
         }
-        if self.offer.credentials.is_some() && self.private() && !self.authenticated {
+        if !self.offer.users.is_empty() && self.private() && self.user.is_none() {
             extensions.push("AUTH PLAIN LOGIN".to_owned());
         }
         extensions
@@ -236,7 +265,7 @@ impl Session {
         if !self.greeted {
             return wrong_order("Say EHLO first");
         }
-        if self.offer.credentials.is_some() && !self.authenticated {
+        if !self.offer.users.is_empty() && self.user.is_none() {
             return Reply::new(
                 530,
                 "5.7.0",
@@ -264,6 +293,11 @@ impl Session {
         if !path.address.is_ascii() && !smtputf8 {
             return no_smtputf8();
         }
+        if let Some(user) = &self.user
+            && user.senders.as_ref().is_some_and(|senders| !senders.allow_envelope(path.address))
+        {
+            return not_allowed(user, &format!("<{}> as the sender of the envelope", path.address));
+        }
         self.faults = 0;
         self.transaction =
             Some(Envelope { mail_from: path.address.to_owned(), recipients: Vec::new(), smtputf8 });
@@ -274,6 +308,9 @@ impl Session {
         let Some(envelope) = &mut self.transaction else {
             return wrong_order("Send MAIL first");
         };
+        if self.chunked.is_some() {
+            return wrong_order("The message has begun: send the rest of it, or RSET");
+        }
         let Some(text) = strip_prefix(argument, "TO:") else {
             return syntax("RCPT TO:<address>");
         };
@@ -290,12 +327,13 @@ impl Session {
         if !path.address.is_ascii() && !envelope.smtputf8 {
             return no_smtputf8();
         }
-        if envelope.recipients.len() >= RECIPIENTS {
+        let most = self.offer.max_recipients;
+        if u32::try_from(envelope.recipients.len()).map_or(true, |count| count >= most) {
             return Reply::new(
                 452,
                 "4.5.3",
                 format!(
-                    "More than {RECIPIENTS} recipients; send the message to the others in a transaction of its own"
+                    "More than {most} recipients; send the message to the others in a transaction of its own"
                 ),
             );
         }
@@ -307,6 +345,9 @@ impl Session {
         if !argument.is_empty() {
             return Action::Reply(no_argument());
         }
+        if self.chunked.is_some() {
+            return Action::Reply(wrong_order("The message has begun with BDAT: go on with BDAT, or RSET"));
+        }
         match self.transaction.take() {
             None => Action::Reply(wrong_order("Send MAIL and RCPT first")),
             Some(envelope) if envelope.recipients.is_empty() => {
@@ -317,68 +358,6 @@ impl Session {
                 Reply::plain(354, "End the message with a dot on a line of its own"),
                 envelope,
             ),
-        }
-    }
-
-    fn auth(&mut self, argument: &str) -> Reply {
-        let Some(credentials) = &self.offer.credentials else {
-            return Reply::new(
-                502,
-                "5.5.1",
-                "No user is configured: leave user name and password empty in Odoo, or set user and password_file in \
-                 [submission]",
-            );
-        };
-        if !self.greeted {
-            return wrong_order("Say EHLO first");
-        }
-        if self.authenticated {
-            return wrong_order("Already authenticated");
-        }
-        if self.transaction.is_some() {
-            return wrong_order("Not within a message");
-        }
-        if !self.private() {
-            return Reply::new(538, "5.7.11", "A password is only taken over TLS: send STARTTLS first");
-        }
-        if argument.is_empty() {
-            return syntax("AUTH PLAIN, or AUTH LOGIN");
-        }
-        let outcome = Exchange::begin(argument, credentials);
-        self.settle(outcome)
-    }
-
-    fn respond(&mut self, exchange: Exchange, line: &[u8]) -> Reply {
-        let (Some(credentials), Ok(line)) = (&self.offer.credentials, std::str::from_utf8(line)) else {
-            return unreadable();
-        };
-        let outcome = exchange.respond(line, credentials);
-        self.settle(outcome)
-    }
-
-    fn settle(&mut self, outcome: auth::Outcome) -> Reply {
-        match outcome {
-            auth::Outcome::Challenge(exchange, reply) => {
-                self.exchange = Some(exchange);
-                reply
-            }
-            auth::Outcome::Success(reply) => {
-                self.authenticated = true;
-                reply
-            }
-            auth::Outcome::Refused(reply) => reply,
-        }
-    }
-
-    fn starttls(&mut self, argument: &str) -> Action {
-        if !self.offer.tls {
-            Action::Reply(Reply::new(502, "5.5.1", "No certificate is configured for TLS"))
-        } else if self.encrypted {
-            Action::Reply(wrong_order("TLS is on already"))
-        } else if !argument.is_empty() {
-            Action::Reply(no_argument())
-        } else {
-            Action::StartTls(Reply::new(220, "2.0.0", "Ready to start TLS"))
         }
     }
 }
@@ -409,6 +388,24 @@ fn no_smtputf8() -> Reply {
         553,
         "5.6.7",
         "The address holds other characters than ASCII, and the client did not ask for SMTPUTF8 (RFC 6531)",
+    )
+}
+
+/// Faults of the client, rather than of the mail: commands that are wrong, and passwords.
+fn is_fault(code: &str) -> bool {
+    code.starts_with("5.5.") || (code.starts_with("5.7.") && code != "5.7.1")
+}
+
+/// The refusal of a sender that the user may not use. `what`: the sender, in words.
+pub(super) fn not_allowed(user: &User, what: &str) -> Reply {
+    Reply::new(
+        550,
+        "5.7.1",
+        format!(
+            "The user {} may not use {what}: send as one of its senders, or add this one to them, in \
+             [[submission.user]] of the relay",
+            user.name
+        ),
     )
 }
 

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
-use super::tests::{local, offer, play, with_user};
+use super::tests::{local, offer, play, user, with_user};
 use super::{AUTH_LINE, COMMAND_LINE, Offer, Session};
 
 #[test]
@@ -19,6 +19,7 @@ fn authentication_is_required_where_a_user_is_configured() {
          S: 250-8BITMIME
          S: 250-SMTPUTF8
          S: 250-ENHANCEDSTATUSCODES
+         S: 250-CHUNKING
          S: 250 AUTH PLAIN LOGIN
          C: MAIL FROM:<a@x.test>
          S: 530 5.7.0 …
@@ -101,6 +102,7 @@ fn tls_forgets_what_was_said_before() {
          S: 250-8BITMIME
          S: 250-SMTPUTF8
          S: 250-ENHANCEDSTATUSCODES
+         S: 250-CHUNKING
          S: 250 STARTTLS
          C: AUTH PLAIN AG9kb28Ab3BlbiBzZXNhbWU=
          S: 538 5.7.11 …
@@ -120,6 +122,7 @@ fn tls_forgets_what_was_said_before() {
          S: 250-8BITMIME
          S: 250-SMTPUTF8
          S: 250-ENHANCEDSTATUSCODES
+         S: 250-CHUNKING
          S: 250 AUTH PLAIN LOGIN
          C: AUTH PLAIN AG9kb28Ab3BlbiBzZXNhbWU=
          S: 235 2.7.0 …
@@ -137,4 +140,25 @@ fn an_open_transaction_does_not_outlive_tls() {
     session.line(b"STARTTLS");
     session.encrypted();
     assert!(!session.in_transaction());
+}
+
+#[test]
+fn a_user_with_senders_uses_these_alone() {
+    let users = vec![Arc::new(user(Some("example.com, john@x.test")))];
+    let mut session = local(Offer { users, ..offer() });
+    session.line(b"EHLO me");
+    assert!(session.user().is_none());
+    session.line(b"AUTH PLAIN AG9kb28Ab3BlbiBzZXNhbWU=");
+    assert_eq!(session.user().map(|user| user.name.as_str()), Some("odoo"));
+    // Many in a row: they are no faults of the client.
+    for _ in 0..30 {
+        let reply = session.line(b"MAIL FROM:<jane@x.test>").reply().to_string();
+        assert!(reply.starts_with("550 5.7.1 The user odoo may not use <jane@x.test>"), "{reply}");
+    }
+    for sender in ["<bounce@example.com>", "<John@X.test>", "<>"] {
+        assert_eq!(session.line(format!("MAIL FROM:{sender}").as_bytes()).reply().code(), 250, "{sender}");
+        session.line(b"RSET");
+    }
+    session.encrypted();
+    assert!(session.user().is_none());
 }

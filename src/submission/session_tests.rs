@@ -1,14 +1,29 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::submission::users::Senders;
 
 pub(super) fn offer() -> Offer {
-    Offer { host: "relay".to_owned(), max_message_size: 1000, credentials: None, tls: false }
+    Offer {
+        host: "relay".to_owned(),
+        max_message_size: 1000,
+        max_recipients: 1000,
+        users: Vec::new(),
+        tls: false,
+    }
+}
+
+pub(super) fn user(senders: Option<&str>) -> User {
+    User {
+        name: "odoo".to_owned(),
+        password: "open sesame".to_owned().into(),
+        senders: senders.map(|senders| Senders::parse(senders).unwrap()),
+        mailbox: None,
+    }
 }
 
 pub(super) fn with_user() -> Offer {
-    let credentials = Credentials { user: "odoo".to_owned(), password: "open sesame".to_owned().into() };
-    Offer { credentials: Some(credentials), ..offer() }
+    Offer { users: vec![Arc::new(user(None))], ..offer() }
 }
 
 pub(super) fn local(offer: Offer) -> Session {
@@ -28,6 +43,13 @@ pub(super) fn play(mut session: Session, dialogue: &str) {
             heard = String::from_utf8(out).unwrap().lines().map(|line| format!("S: {line}")).collect();
             match action {
                 Action::Reply(_) => {}
+                Action::ReadChunk(_, chunk) => heard.push(match chunk.part {
+                    Part::Refused => format!("*** drops {}", chunk.size),
+                    Part::More => format!("*** reads {}", chunk.size),
+                    Part::Last(envelope) => {
+                        format!("*** reads {}, the last to {}", chunk.size, envelope.recipients.join(" "))
+                    }
+                }),
                 Action::ReadData(_, envelope) => {
                     let utf8 = if envelope.smtputf8 { " SMTPUTF8" } else { "" };
                     heard.push(format!(
@@ -62,7 +84,8 @@ fn as_odoo_speaks() {
          S: 250-SIZE 1000
          S: 250-8BITMIME
          S: 250-SMTPUTF8
-         S: 250 ENHANCEDSTATUSCODES
+         S: 250-ENHANCEDSTATUSCODES
+         S: 250 CHUNKING
          C: mail FROM:<bounce@example.com> size=742
          S: 250 2.1.0 Ok
          C: rcpt TO:<a@x.test>
@@ -163,7 +186,8 @@ fn commands_in_the_wrong_order() {
          S: 250-SIZE 1000
          S: 250-8BITMIME
          S: 250-SMTPUTF8
-         S: 250 ENHANCEDSTATUSCODES
+         S: 250-ENHANCEDSTATUSCODES
+         S: 250 CHUNKING
          C: RCPT TO:<b@x.test>
          S: 503 5.5.1 …",
     );
@@ -277,6 +301,125 @@ fn long_and_badly_ended_lines() {
 }
 
 #[test]
+fn messages_in_chunks() {
+    play(
+        local(offer()),
+        "C: BDAT 5
+         S: 503 5.5.1 …
+         *** drops 5
+         C: EHLO me
+         S: 250-relay
+         S: 250-PIPELINING
+         S: 250-SIZE 1000
+         S: 250-8BITMIME
+         S: 250-SMTPUTF8
+         S: 250-ENHANCEDSTATUSCODES
+         S: 250 CHUNKING
+         C: MAIL FROM:<a@x.test>
+         S: 250 2.1.0 Ok
+         C: BDAT 5 LAST
+         S: 554 5.1.0 …
+         *** drops 5
+         C: RCPT TO:<b@x.test>
+         S: 250 2.1.5 Ok
+         C: bdat 600
+         S: 250 2.0.0 600 octets received
+         *** reads 600
+         C: RCPT TO:<c@x.test>
+         S: 503 5.5.1 …
+         C: DATA
+         S: 503 5.5.1 …
+         C: MAIL FROM:<a@x.test>
+         S: 503 5.5.1 …
+         C: NOOP
+         S: 250 2.0.0 Ok
+         C: BDAT 400
+         S: 250 2.0.0 400 octets received
+         *** reads 400
+         C: BDAT 0 last
+         S: 250 2.0.0 0 octets received
+         *** reads 0, the last to b@x.test
+         C: BDAT 0 LAST
+         S: 503 5.5.1 …
+         *** drops 0
+         C: MAIL FROM:<a@x.test>
+         S: 250 2.1.0 Ok
+         C: RCPT TO:<b@x.test>
+         S: 250 2.1.5 Ok
+         C: BDAT 600
+         S: 250 2.0.0 …
+         *** reads 600
+         C: BDAT 401
+         S: 552 5.3.4 …
+         *** drops 401
+         C: BDAT 10 LAST
+         S: 503 5.5.1 …
+         *** drops 10
+         C: MAIL FROM:<a@x.test>
+         S: 250 2.1.0 Ok
+         C: RCPT TO:<b@x.test>
+         S: 250 2.1.5 Ok
+         C: BDAT 600
+         S: 250 2.0.0 …
+         *** reads 600
+         C: RSET
+         S: 250 2.0.0 Ok
+         C: MAIL FROM:<a@x.test>
+         S: 250 2.1.0 Ok
+         C: RCPT TO:<d@x.test>
+         S: 250 2.1.5 Ok
+         C: BDAT 1000 LAST
+         S: 250 2.0.0 …
+         *** reads 1000, the last to d@x.test
+         C: MAIL FROM:<a@x.test>
+         S: 250 2.1.0 Ok
+         C: RCPT TO:<d@x.test>
+         S: 250 2.1.5 Ok
+         C: DATA
+         S: 354 …
+         *** <a@x.test> to d@x.test",
+    );
+}
+
+#[test]
+fn a_chunk_of_unknown_size_closes_the_connection() {
+    let table = [
+        ("BDAT", "501 5.5.4 "),
+        ("BDAT LAST", "501 5.5.4 "),
+        ("BDAT -1", "501 5.5.4 "),
+        ("BDAT +1", "501 5.5.4 "),
+        ("BDAT 1x", "501 5.5.4 "),
+        ("BDAT 1 FIRST", "501 5.5.4 "),
+        ("BDAT 1 LAST x", "501 5.5.4 "),
+        ("BDAT 1073741825", "552 5.3.4 "),
+        ("BDAT 99999999999999999999999 LAST", "552 5.3.4 "),
+    ];
+    for (line, expected) in table {
+        let mut session = local(offer());
+        session.line(b"EHLO me");
+        session.line(b"MAIL FROM:<>");
+        session.line(b"RCPT TO:<b@x.test>");
+        let action = session.line(line.as_bytes());
+        assert!(
+            matches!(&action, Action::Close(reply) if reply.to_string().starts_with(expected)),
+            "{line}: {action:?}"
+        );
+    }
+}
+
+#[test]
+fn a_refused_chunk_ends_the_transaction() {
+    let mut session = local(offer());
+    session.line(b"EHLO me");
+    session.line(b"MAIL FROM:<>");
+    session.line(b"RCPT TO:<b@x.test>");
+    session.line(b"BDAT 5");
+    assert!(session.in_chunks());
+    session.chunk_refused();
+    assert!(!session.in_chunks() && !session.in_transaction());
+}
+
+#[test]
 fn twenty_faults_in_a_row_close_the_connection() {
     let mut session = local(offer());
     for _ in 0..19 {
@@ -318,6 +461,9 @@ fn line() -> impl Strategy<Value = Vec<u8>> {
         "RCPT TO:<b@x.test>",
         "DATA",
         "RSET",
+        "BDAT 7",
+        "BDAT 7 LAST",
+        "BDAT 1001",
         "AUTH LOGIN",
         "AUTH PLAIN",
         "*",
@@ -349,10 +495,17 @@ proptest! {
                 Action::ReadData(_, envelope) => {
                     prop_assert!(!envelope.recipients.is_empty() && !session.in_transaction());
                 }
+                Action::ReadChunk(_, Chunk { part: Part::Last(envelope), .. }) => {
+                    prop_assert!(!envelope.recipients.is_empty() && !session.in_transaction());
+                }
+                Action::ReadChunk(_, Chunk { part: Part::More, .. }) => {
+                    prop_assert!(session.in_transaction() && session.in_chunks());
+                }
                 Action::StartTls(_) => session.encrypted(),
                 Action::Close(_) => break,
-                Action::Reply(_) => {}
+                Action::ReadChunk(..) | Action::Reply(_) => {}
             }
+            prop_assert!(session.in_transaction() || !session.in_chunks());
         }
     }
 }
