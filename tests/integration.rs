@@ -23,5 +23,6 @@ mod sealing;
 #[path = "support/selftest/mod.rs"]
 mod selftest;
 mod soak;
+mod submission;
 mod support;
 mod tokens;

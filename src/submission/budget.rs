@@ -3,12 +3,16 @@
 //! A session takes its share bit by bit, as its message arrives, so what a client only announces costs nothing. Past
 //! the budget it reads no further until others are done. Sessions that wait while each holds half a message could wait
 //! for each other for ever: so at any time one of them may go past the budget, up to the end of its message. The bound
-//! is thus the budget and one message more.
+//! is thus the budget and one message more. What every session may have anyway, so that a small mail never waits behind
+//! large ones, comes on top.
 
 use std::future::pending;
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+
+/// Octets that each message may take beside the budget: most mails are smaller.
+const SMALL: usize = 64 * 1024;
 
 /// How many wait for something, for those to know who could make room.
 #[derive(Default)]
@@ -59,13 +63,15 @@ impl Budget {
 
     /// A share of nothing, for a message that begins.
     pub(super) fn share(self: &Arc<Self>) -> Share {
-        Share { budget: Arc::clone(self), held: None, overdraft: None }
+        Share { budget: Arc::clone(self), small: SMALL, held: None, overdraft: None }
     }
 }
 
 /// What one message holds of the budget; given back when dropped.
 pub(super) struct Share {
     budget: Arc<Budget>,
+    /// What is left of [`SMALL`].
+    small: usize,
     held: Option<OwnedSemaphorePermit>,
     overdraft: Option<OwnedSemaphorePermit>,
 }
@@ -73,8 +79,17 @@ pub(super) struct Share {
 impl Share {
     /// Takes more octets, and waits for them if need be.
     pub(super) async fn grow(&mut self, octets: usize) {
+        let octets = if let Some(left) = self.small.checked_sub(octets) {
+            self.small = left;
+            0
+        } else {
+            octets - std::mem::take(&mut self.small)
+        };
         // Whoever is past the budget needs nothing more. No message is as long as the largest u32.
         let Some(octets) = u32::try_from(octets).ok().filter(|_| self.overdraft.is_none()) else { return };
+        if octets == 0 {
+            return;
+        }
         let budget = Arc::clone(&self.budget);
         match Arc::clone(&budget.octets).try_acquire_many_owned(octets) {
             Ok(more) => self.hold(more),
@@ -117,6 +132,11 @@ mod tests {
 
     use super::*;
 
+    /// The share of a message that is not small any more.
+    fn large(budget: &Arc<Budget>) -> Share {
+        Share { small: 0, ..budget.share() }
+    }
+
     async fn waits(share: &mut Share, octets: usize) -> bool {
         timeout(Duration::from_millis(1), share.grow(octets)).await.is_err()
     }
@@ -124,7 +144,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_may_go_past_the_budget_and_the_others_wait() {
         let budget = Budget::new(10);
-        let (mut one, mut two, mut three) = (budget.share(), budget.share(), budget.share());
+        let (mut one, mut two, mut three) = (large(&budget), large(&budget), large(&budget));
         one.grow(6).await;
         two.grow(4).await;
         assert!(!waits(&mut one, 100).await, "the first past the budget");
@@ -145,12 +165,22 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_gives_up_waiting_keeps_nothing_and_is_not_waited_for() {
         let budget = Budget::new(10);
-        let (mut one, mut two) = (budget.share(), budget.share());
+        let (mut one, mut two) = (large(&budget), large(&budget));
         one.grow(11).await;
         assert!(waits(&mut two, 11).await);
         assert!(timeout(Duration::from_secs(1), budget.pressure.felt()).await.is_err());
         drop((one, two));
         assert_eq!((budget.octets.available_permits(), budget.overdraft.available_permits()), (10, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_small_message_never_waits() {
+        let budget = Budget::new(10);
+        let (mut one, mut two, mut small) = (large(&budget), large(&budget), budget.share());
+        one.grow(10).await;
+        two.grow(1).await;
+        assert!(!waits(&mut small, SMALL - 1).await);
+        assert!(waits(&mut small, 2).await);
     }
 
     proptest! {
@@ -163,7 +193,7 @@ mod tests {
             let done = runtime.block_on(async {
                 let budget = Budget::new(budget);
                 let messages = steps.into_iter().map(|steps| {
-                    let mut share = budget.share();
+                    let mut share = large(&budget);
                     async move {
                         for octets in steps {
                             share.grow(octets).await;

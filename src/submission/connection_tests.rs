@@ -43,12 +43,15 @@ async fn time_spent_waiting_for_memory_is_not_the_clients() {
     let budget = Budget::new(100);
     // One holds the whole budget, one is past it.
     let (mut whole, mut past) = (budget.share(), budget.share());
+    whole.grow(64 * 1024).await;
+    past.grow(64 * 1024).await;
     whole.grow(100).await;
     past.grow(1).await;
     let (mut client, server) = tokio::io::duplex(1000);
     client.write_all(b"a line\r\n").await.unwrap();
     let reading = async {
         let mut incoming = incoming(&budget, 60, 60);
+        incoming.share.grow(64 * 1024).await;
         let read = Connection::new(server).message(1000, &mut incoming).await;
         (read.unwrap().unwrap(), incoming.left)
     };
