@@ -416,3 +416,7 @@ mod tests;
 #[cfg(test)]
 #[path = "session_auth_tests.rs"]
 mod auth_tests;
+
+#[cfg(test)]
+#[path = "session_chunk_tests.rs"]
+mod chunk_tests;
