@@ -413,8 +413,8 @@ async fn recover(now: Timestamp, connection: &mut SqliteConnection) -> Result<()
             Err(_) => recipients,
         };
         sqlx::query(
-            "UPDATE message SET state = 'waiting', next_attempt_at = $2, unknown_since = $2, recipients = $3 \
-             WHERE id = $1",
+            "UPDATE message SET state = 'waiting', next_attempt_at = $2, changed_at = $2, unknown_since = $2, \
+             recipients = $3 WHERE id = $1",
         )
         .bind(id)
         .bind(millis(now))
