@@ -26,7 +26,7 @@ pub use message::{
 };
 pub use overview::{ConsentAge, FailedMessage, RefusedMessage};
 pub use pace::Pace;
-pub use report::{NewReport, Report};
+pub use report::{AfterPush, NewReport, Report, ReportTotals};
 pub use tokens::StoredToken;
 pub use writer::{Writer, Written};
 

@@ -5,8 +5,9 @@ use super::by_hand::ByHand;
 use super::inbox::InboxWrite;
 use super::invites::InviteWrite;
 use super::queue::QueueWrite;
+use super::report::ReportWrite;
 use super::tokens::StoredToken;
-use super::{Error, by_hand, future, inbox, invites, queue, tokens};
+use super::{Error, by_hand, future, inbox, invites, queue, report, tokens};
 use crate::address::Address;
 use crate::sealing::Keyring;
 use jiff::Timestamp;
@@ -29,6 +30,7 @@ pub(super) enum Write {
     Invite(InviteWrite),
     ByHand(ByHand),
     Future(Timestamp),
+    Report(ReportWrite),
 }
 
 impl Write {
@@ -40,6 +42,7 @@ impl Write {
             Self::Invite(write) => write.operation(),
             Self::ByHand(write) => write.operation(),
             Self::Future(_) => "take up what a clock set back left in the future",
+            Self::Report(write) => write.operation(),
         }
     }
 
@@ -51,6 +54,7 @@ impl Write {
             Self::Invite(write) => invites::apply(write, connection, keys).await,
             Self::ByHand(write) => by_hand::apply(write, connection).await,
             Self::Future(now) => future::apply(*now, connection).await,
+            Self::Report(write) => report::apply(write, connection).await,
         }
     }
 }
