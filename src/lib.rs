@@ -8,11 +8,12 @@
 //! `delivery` and `fetch` both read mailboxes, through [`imap`].
 //!
 //! Arrows point downwards only: a module knows those to its right, never those to its left. [`routing`],
-//! [`delivery::policy`], [`submission::session`], [`submission::data`] and [`submission::chunks`] are pure: no I/O, no
+//! [`bounce`], [`delivery::policy`], [`submission::session`], [`submission::data`] and [`submission::chunks`] are pure: no I/O, no
 //! clock, no async. Only [`daemon`] spawns long-lived tasks.
 
 pub mod address;
 pub mod admin;
+pub mod bounce;
 pub mod cli;
 pub mod clock;
 pub mod config;
