@@ -177,6 +177,12 @@ pub fn of_count(reply: &Reply) -> Result<bool, Failure> {
     }
 }
 
+/// Whether Odoo may have done what was asked although the call failed: it began, and no answer of its own came back.
+pub fn is_unclear(failure: &Failure) -> bool {
+    let status = failure.code.strip_prefix("HTTP ").and_then(|status| status.parse::<u16>().ok());
+    matches!(failure.code.as_str(), TIMEOUT | CUT | DAMAGED) || status.is_some_and(|status| status >= 500)
+}
+
 /// What a fault means.
 pub fn of_fault(code: i32, text: &str) -> Failure {
     let exception = exception(text);
@@ -222,14 +228,21 @@ pub fn of_status(status: u16, location: Option<&str>) -> Failure {
     if status == 504 { failure.wait(ODOO_GIVES_UP) } else { failure }
 }
 
+/// The code of a failure that says: the user may not read this, or do that.
+pub const NO_RIGHTS: &str = "fault 4";
+
+const TIMEOUT: &str = "timeout";
+const CUT: &str = "cut";
+const DAMAGED: &str = "damaged answer";
+
 /// What a call without an answer means; `detail` holds the error's words.
 pub fn of_broken(broken: Broken, detail: &str) -> Failure {
     match broken {
         Broken::Connect => Failure::new(Class::Transient, "connect", detail)
             .advise("check that Odoo runs, and `url` in [odoo]"),
-        Broken::Timeout => Failure::new(Class::Transient, "timeout", detail).wait(ODOO_GIVES_UP),
-        Broken::Cut => Failure::new(Class::Transient, "cut", detail),
-        Broken::Damaged => Failure::new(Class::Transient, "damaged answer", detail),
+        Broken::Timeout => Failure::new(Class::Transient, TIMEOUT, detail).wait(ODOO_GIVES_UP),
+        Broken::Cut => Failure::new(Class::Transient, CUT, detail),
+        Broken::Damaged => Failure::new(Class::Transient, DAMAGED, detail),
         Broken::NotOdoo => Failure::new(Class::Administrator, "not Odoo", detail)
             .advise("set `url` in [odoo] to Odoo itself: something else answers there"),
     }

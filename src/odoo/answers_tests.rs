@@ -163,3 +163,18 @@ fn a_count_is_a_number() {
     assert!(of_count(&Reply::Value(Value::Boolean(true))).is_err());
     assert_eq!(of_count(&fault(4, "no")).unwrap_err().class, Class::Administrator);
 }
+
+#[test]
+fn only_an_answer_of_odoos_own_is_clear() {
+    for broken in [Broken::Timeout, Broken::Cut, Broken::Damaged] {
+        assert!(is_unclear(&of_broken(broken, "")), "{broken:?}");
+    }
+    for broken in [Broken::Connect, Broken::NotOdoo] {
+        assert!(!is_unclear(&of_broken(broken, "")), "{broken:?}");
+    }
+    for (status, unclear) in [(301, false), (404, false), (413, false), (500, true), (502, true), (504, true)]
+    {
+        assert_eq!(is_unclear(&of_status(status, None)), unclear, "{status}");
+    }
+    assert!(!is_unclear(&of_fault(1, "psycopg2.errors.SerializationFailure: x")));
+}

@@ -3,6 +3,7 @@
 use super::GatewayConfig;
 use super::answers::{self, Broken, Taken};
 use super::xmlrpc::{self, Caller, Reply};
+use crate::address::Address;
 use crate::clock;
 use crate::failure::{Class, Failure, chain};
 use crate::mailbox::{Lasting, Trouble};
@@ -88,9 +89,28 @@ impl Gateway {
     /// [`Class::Message`]: Odoo cannot say. Any other class: Odoo is in trouble, or the user may not read messages.
     pub async fn knows(&self, message_id: &str) -> Result<bool, Failure> {
         let condition = ["message_id", "=", message_id].map(xmlrpc::string).to_vec();
-        let known = self.has("mail.message", condition).await;
+        let known = self.has("mail.message", vec![condition]).await;
         // That it answers here does not end a trouble with taking mail.
         known.inspect_err(|failure| self.fail(failure))
+    }
+
+    /// Whether Odoo has noted that a message (by its Message-Id) bounced for an address: the only trace that a report
+    /// leaves there, on the notification of a partner with this address. Every internal user may read those.
+    ///
+    /// # Errors
+    /// `fault 4`: the user may not read notifications. [`Class::Message`]: Odoo cannot say. Any other failure: Odoo is
+    /// in trouble.
+    pub async fn bounced(&self, message_id: &str, recipient: &str) -> Result<bool, Failure> {
+        // Odoo stores partners' addresses normalised by the same rule.
+        let normalised = Address::normalise(recipient);
+        let recipient = normalised.as_ref().map_or(recipient, Address::as_str);
+        let condition = |field, value| [field, "=", value].map(xmlrpc::string).to_vec();
+        let conditions = vec![
+            condition("mail_message_id.message_id", message_id),
+            condition("notification_status", "bounce"),
+            condition("res_partner_id.email_normalized", recipient),
+        ];
+        self.has("mail.notification", conditions).await
     }
 
     /// Signs in anew: whether Odoo is there and knows login and password. Returns the user's id.
@@ -117,7 +137,7 @@ impl Gateway {
     pub async fn try_read(&self, model: &str) -> Result<(), Failure> {
         // No record has this id: Odoo only looks at the rights.
         let condition = vec![xmlrpc::string("id"), xmlrpc::string("="), Value::Integer(0)];
-        self.has(model, condition).await.map(drop)
+        self.has(model, vec![condition]).await.map(drop)
     }
 
     /// Waits for room for a message of this many bytes.
@@ -142,7 +162,7 @@ impl Gateway {
         self.0.trouble.well();
     }
 
-    fn fail(&self, failure: &Failure) {
+    pub(crate) fn fail(&self, failure: &Failure) {
         if failure.class != Class::Message {
             self.0.trouble.fail(failure, clock::now());
         }
@@ -157,9 +177,9 @@ impl Gateway {
         taken
     }
 
-    /// Whether a model has a record that meets a condition.
-    async fn has(&self, model: &str, condition: Vec<Value>) -> Result<bool, Failure> {
-        let domain = Value::Array(vec![Value::Array(condition)]);
+    /// Whether a model has a record that meets all conditions.
+    async fn has(&self, model: &str, conditions: Vec<Vec<Value>>) -> Result<bool, Failure> {
+        let domain = Value::Array(conditions.into_iter().map(Value::Array).collect());
         let reply = self
             .signed_in(|caller| xmlrpc::execute(caller, model, "search_count", vec![domain.clone()]))
             .await?;
