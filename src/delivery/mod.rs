@@ -34,6 +34,8 @@ pub struct Config {
     pub retry_for: Duration,
     /// How long the service may take to answer a command; see [`Timeouts`].
     pub reply_timeout: Duration,
+    /// How long a message that was given up is kept, for a person to look at and have sent again.
+    pub keep_failed: Duration,
 }
 
 impl Default for Config {
@@ -43,6 +45,7 @@ impl Default for Config {
             messages_per_minute: 30,
             retry_for: Duration::from_secs(2 * 24 * 3600),
             reply_timeout: Duration::from_secs(120),
+            keep_failed: Duration::from_secs(7 * 24 * 3600),
         }
     }
 }
@@ -52,6 +55,7 @@ impl Config {
     pub fn read(section: &mut Section<'_>, otherwise: &Self) -> Self {
         let retry_for = Duration::from_secs(1)..Duration::from_secs(30 * 24 * 3600 + 1);
         let reply_timeout = Duration::from_millis(100)..Duration::from_secs(3601);
+        let keep_failed = Duration::from_secs(1)..Duration::from_secs(366 * 24 * 3600 + 1);
         Self {
             connections: section.number("connections", otherwise.connections, 1..=100),
             messages_per_minute: section.number(
@@ -61,6 +65,7 @@ impl Config {
             ),
             retry_for: section.duration("retry_for", otherwise.retry_for, retry_for),
             reply_timeout: section.duration("reply_timeout", otherwise.reply_timeout, reply_timeout),
+            keep_failed: section.duration("keep_failed", otherwise.keep_failed, keep_failed),
         }
     }
 
