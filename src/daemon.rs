@@ -12,6 +12,7 @@ use crate::fetch::Inbox;
 use crate::mailbox::Mailbox;
 use crate::microsoft::expiry;
 use crate::odoo::Gateway;
+use crate::reports::Feed;
 use crate::store::{self, Store};
 use crate::submission::{Intake, Listener, Sockets};
 use crate::tokens::Tokens;
@@ -152,6 +153,14 @@ async fn start(
         }
     }
     tasks.start("clock", watch_clock(store.clone(), tasks.soft.clone()));
+    let keep_failed =
+        mailboxes.iter().map(|m| (m.address().clone(), m.config.delivery.keep_failed)).collect();
+    let feed = Feed::new(store.clone(), gateway.clone(), keep_failed);
+    let soft = tasks.soft.clone();
+    tasks.start("reports", async move {
+        feed.run(soft).await;
+        Ok(())
+    });
     tasks.start("changes", watch_changes(store.clone(), tokens.clone(), tasks.soft.clone()));
 
     let apps = mailboxes.iter().map(|mailbox| mailbox.config.microsoft.clone()).collect();

@@ -4,6 +4,7 @@
 //!                         ┌────────── tokens ──────────┐
 //! Odoo ─SMTP→ submission → routing → store → delivery ─SMTP XOAUTH2→ Microsoft 365
 //! Odoo ←HTTP─ odoo ←──────────────────────── fetch ←─IMAP XOAUTH2── Microsoft 365
+//!                └─ reports (of failed deliveries, written by bounce) ←─ store ←─ delivery
 //! ```
 //! `delivery` and `fetch` both read mailboxes, through [`imap`].
 //!
@@ -29,6 +30,7 @@ pub mod mailbox;
 pub mod message;
 pub mod microsoft;
 pub mod odoo;
+pub mod reports;
 pub mod routing;
 pub mod sealing;
 pub mod section;
