@@ -12,7 +12,7 @@ use crate::fetch::Inbox;
 use crate::mailbox::Mailbox;
 use crate::microsoft::expiry;
 use crate::odoo::Gateway;
-use crate::reports::Feed;
+use crate::reports::{Feed, Reporter};
 use crate::store::{self, Store};
 use crate::submission::{Intake, Listener, Sockets};
 use crate::tokens::Tokens;
@@ -137,7 +137,11 @@ async fn start(
         });
     }
     for mailbox in mailboxes.iter() {
-        let worker = Worker::new(mailbox.clone(), store.clone(), tokens.clone(), tls.clone());
+        let mut worker = Worker::new(mailbox.clone(), store.clone(), tokens.clone(), tls.clone());
+        if gateway.is_some() {
+            let bounce = config.odoo.bounce.as_ref().unwrap_or(mailbox.address());
+            worker.report_with(Reporter::new(store.clone(), bounce.domain()));
+        }
         let (soft, hard) = (tasks.soft.clone(), tasks.hard.clone());
         tasks.start("delivery", async move {
             worker.run(soft, hard).await;

@@ -10,6 +10,7 @@ use crate::logging::names;
 use crate::mailbox::{Mailbox, Trouble};
 use crate::message;
 use crate::microsoft::smtp_replies::{Judgement, Special, Step, judge};
+use crate::reports::Reporter;
 use crate::store::{self, Due, Next, Settlement, Store};
 use crate::tokens::{AccessToken, Tokens};
 use std::sync::Arc;
@@ -29,6 +30,8 @@ pub(super) struct Context {
     pub(super) timeouts: Timeouts,
     /// Trouble with the store.
     pub(super) store_trouble: Trouble,
+    /// Writes the reports of failures; `None`: there is no Odoo to tell.
+    pub(super) reporter: Option<Reporter>,
 }
 
 /// A connection, and the token that it was signed in with.
@@ -88,7 +91,8 @@ impl Context {
             Ok(transaction) => {
                 let retry_for = self.mailbox.config.delivery.retry_for;
                 let when = Circumstances { now, retry_for, random: rand::random() };
-                let decision = outcome::decide(due, &transaction, self.mailbox.address(), when);
+                let mut decision = outcome::decide(due, &transaction, self.mailbox.address(), when);
+                self.report(due, &mut decision).await;
                 self.settle(&decision.settlement).await;
                 self.log(due, &decision);
                 match (decision.mailbox, transaction.end) {
@@ -220,6 +224,23 @@ impl Context {
         self.store_trouble.fail(&failure, clock::now());
     }
 
+    /// Writes the reports of what failed for good into the decision, to be kept with it.
+    pub(super) async fn report(&self, due: &Due, decision: &mut Decision) {
+        if let Some(reporter) = &self.reporter {
+            let now = decision.settlement.at;
+            decision.settlement.report = reporter.report(due, &decision.failed, now).await;
+        }
+    }
+
+    /// Why Odoo does not hear of a failure, if it does not.
+    fn untold(&self, decision: &Decision) -> Option<&'static str> {
+        match (&self.reporter, &decision.settlement.report) {
+            (None, _) => Some("there is no url in [odoo]: set it, with database, login and password_file"),
+            (Some(_), None) => Some("the message has no sender, or is a bounce itself"),
+            (Some(_), Some(_)) => None,
+        }
+    }
+
     /// One line for each event of a decision.
     pub(super) fn log(&self, due: &Due, decision: &Decision) {
         let (mailbox, id) = (self.mailbox.address(), due.id);
@@ -232,7 +253,8 @@ impl Context {
         }
         for (to, failure) in &decision.failed {
             let Failure { class, code, reply, advice, .. } = failure;
-            tracing::error!(%mailbox, %id, message_id, to, %class, code, reply, advice, "failed");
+            let odoo_not_told = self.untold(decision);
+            tracing::error!(%mailbox, %id, message_id, to, %class, code, reply, advice, odoo_not_told, "failed");
         }
         if let (Some(failure), Next::Again { at, unknown }) = (&decision.deferred, decision.settlement.next) {
             let Failure { class, code, reply, advice, .. } = failure;

@@ -5,6 +5,7 @@ use super::lanes::{Lanes, no_connection};
 use super::{outcome, policy};
 use crate::clock;
 use crate::mailbox::{Mailbox, Trouble};
+use crate::reports::Reporter;
 use crate::store::{Due, QueueId, Store};
 use crate::tokens::Tokens;
 use futures_util::future::BoxFuture;
@@ -78,8 +79,13 @@ impl Worker {
         let store_trouble =
             Trouble::new("store failed", "store recovered", "delivery", mailbox.address().to_string());
         let timeouts = mailbox.config.delivery.timeouts();
-        let context = Context { mailbox, store, tokens, tls, timeouts, store_trouble };
+        let context = Context { mailbox, store, tokens, tls, timeouts, store_trouble, reporter: None };
         Self { context, status: watch::Sender::default() }
+    }
+
+    /// From now on it has failures reported.
+    pub fn report_with(&mut self, reporter: Reporter) {
+        self.context.reporter = Some(reporter);
     }
 
     /// What it does, now and later.
@@ -275,7 +281,8 @@ impl Worker {
             state.give_up_at = clock::after(now, policy::give_up_every(retry_for));
         }
         for due in old.iter().filter(|due| !state.sending.contains(&due.id)) {
-            let decision = outcome::give_up(due, &pause.failure, now);
+            let mut decision = outcome::give_up(due, &pause.failure, now);
+            self.context.report(due, &mut decision).await;
             self.context.settle(&decision.settlement).await;
             self.context.log(due, &decision);
         }
