@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "test code: a failure here must stop the test")]
 
 mod bad_day;
+mod bounces;
 mod browser;
 mod commands;
 mod company;

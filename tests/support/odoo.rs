@@ -82,6 +82,7 @@ impl Post {
 
 struct Shared {
     posts: Mutex<Vec<Post>>,
+    bounces: Mutex<Vec<(String, String)>>,
     calls: Mutex<Vec<String>>,
     script: Script<(), Answer>,
     broken: Mutex<HashMap<String, String>>,
@@ -103,6 +104,7 @@ impl Odoo {
     pub async fn start() -> Self {
         let shared = Arc::new(Shared {
             posts: Mutex::default(),
+            bounces: Mutex::default(),
             calls: Mutex::default(),
             script: Script::default(),
             broken: Mutex::default(),
@@ -170,6 +172,11 @@ impl Odoo {
     /// The messages that made a record.
     pub fn taken(&self) -> Vec<Post> {
         self.posts().into_iter().filter(|post| post.record.is_some()).collect()
+    }
+
+    /// Every report of a failed delivery that was taken: the failed message's Message-Id, and the address.
+    pub fn bounces(&self) -> Vec<(String, String)> {
+        self.shared.bounces.lock().unwrap().clone()
     }
 
     /// The methods called: `authenticate`, `mail.message.search_count`, …
@@ -292,6 +299,10 @@ async fn object(shared: &Shared, params: Vec<Value>) -> Reply {
             Reply::Xml(fault(4, &format!("You are not allowed to access '{model}' records.")))
         }
         ("crm.lead", "search_count") => int(0),
+        ("mail.notification", "search_count") => {
+            let bounced = notifications(shared, args.array().first().or(kwargs.member("domain")));
+            int(i64::try_from(bounced).unwrap())
+        }
         ("mail.message", "search" | "search_count") => {
             let records = search(shared, args.array().first().or(kwargs.member("domain")));
             if method == "search_count" {
@@ -321,6 +332,36 @@ fn search(shared: &Shared, domain: Option<&Value>) -> Vec<i64> {
     let posts = shared.posts.lock().unwrap();
     let found = |post: &&Post| post.message_id.as_deref().is_some_and(|id| ids.contains(&id));
     posts.iter().filter(found).filter_map(|post| post.record).collect()
+}
+
+/// How many notifications have bounced, of the message and the partner that a domain names; every address is a
+/// partner's, and each partner has one notification of each message.
+fn notifications(shared: &Shared, domain: Option<&Value>) -> usize {
+    let conditions = domain.map(Value::array).unwrap_or_default();
+    let wanted = |field: &str| {
+        let condition = conditions.iter().find(|leaf| leaf.array()[0].text() == Some(field));
+        let condition = condition.unwrap_or_else(|| panic!("the domain does not say {field}"));
+        assert_eq!(condition.array()[1].text(), Some("="));
+        condition.array()[2].text().unwrap().to_owned()
+    };
+    assert_eq!(wanted("notification_status"), "bounce");
+    let wanted = (wanted("mail_message_id.message_id"), wanted("res_partner_id.email_normalized"));
+    usize::from(shared.bounces.lock().unwrap().contains(&wanted))
+}
+
+/// What a report of a failed delivery is about: the failed message's Message-Id, and the address.
+fn bounce(raw: &[u8]) -> Option<(String, String)> {
+    let is_report = |(name, line): (String, &[u8])| {
+        name.eq_ignore_ascii_case("content-type") && memmem::find(line, b"multipart/report").is_some()
+    };
+    if !header_lines(raw).any(is_report) {
+        return None;
+    }
+    let text = String::from_utf8_lossy(raw);
+    let recipient = text.split_once("\r\nFinal-Recipient:")?.1.split_once(';')?.1.lines().next()?.trim();
+    let quoted = text.split_once("text/rfc822-headers")?.1.to_lowercase();
+    let message_id = quoted.split_once("\r\nmessage-id:")?.1.split_once('<')?.1.split_once('>')?.0.to_owned();
+    Some((format!("<{message_id}>"), recipient.to_owned()))
 }
 
 async fn message_process(shared: &Shared, args: Value, kwargs: Value) -> Reply {
@@ -357,7 +398,11 @@ async fn message_process(shared: &Shared, args: Value, kwargs: Value) -> Reply {
     let answer = scripted.unwrap_or(Answer::Taken);
     let takes = matches!(answer, Answer::Taken | Answer::TakenThenCut | Answer::TakenThenSilence);
     let count = i64::try_from(posts.iter().filter(|post| post.record.is_some()).count()).unwrap();
-    let record = (takes && !duplicate).then_some(count + 1);
+    let bounce = bounce(&raw);
+    let record = (takes && !duplicate && bounce.is_none()).then_some(count + 1);
+    if takes {
+        shared.bounces.lock().unwrap().extend(bounce);
+    }
     shared
         .events
         .emit(|| format!("odoo: {} -> {answer:?}", message_id.as_deref().unwrap_or("no Message-Id")));
