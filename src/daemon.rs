@@ -138,9 +138,9 @@ async fn start(
     }
     for mailbox in mailboxes.iter() {
         let mut worker = Worker::new(mailbox.clone(), store.clone(), tokens.clone(), tls.clone());
-        if gateway.is_some() {
+        if let Some(odoo) = &config.odoo.gateway {
             let bounce = config.odoo.bounce.as_ref().unwrap_or(mailbox.address());
-            worker.report_with(Reporter::new(store.clone(), bounce.domain()));
+            worker.report_with(Reporter::new(store.clone(), bounce.domain(), odoo.report_after));
         }
         let (soft, hard) = (tasks.soft.clone(), tasks.hard.clone());
         tasks.start("delivery", async move {

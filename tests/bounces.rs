@@ -23,6 +23,7 @@ async fn company() -> (World, Config) {
     world.smtp.script(Rule::new(Step::Rcpt, Fault::reply(UNKNOWN)).always().only(GONE));
     let mut config = company::config(&world);
     config.text("odoo", "timeout", "1s");
+    config.text("odoo", "report_after", "1ms");
     company::connect(&world, &config).await;
     (world, config)
 }
@@ -105,6 +106,19 @@ async fn each_of_several_recipients_has_a_report() {
     assert_eq!(bounces, [about("two@t"), ("<two@t>".to_owned(), "lost@x.test".to_owned())]);
     assert_eq!(world.odoo.posts().len(), 2);
     assert_eq!(world.smtp.count(), 0);
+}
+
+#[tokio::test]
+async fn odoo_is_given_time_to_commit_what_it_sent() {
+    let (world, mut config) = company().await;
+    config.text("odoo", "report_after", "2s");
+    let relay = config.start().await;
+    let began = Instant::now();
+    fail(&relay, "early@t").await;
+    until(SOON, "the failure", || relay.count_log(" failed ") == 1).await;
+    relay.wait_for_log("bounced").await;
+    assert!(began.elapsed() >= Duration::from_secs(2));
+    assert_eq!(world.odoo.bounces(), [about("early@t")]);
 }
 
 #[tokio::test]
@@ -232,7 +246,7 @@ async fn nobody_is_told_of_a_bounce_that_failed() {
 #[tokio::test]
 async fn without_odoo_the_log_says_that_nobody_was_told() {
     let (_world, mut config) = company().await;
-    for key in ["url", "database", "login", "password_file", "timeout"] {
+    for key in ["url", "database", "login", "password_file", "timeout", "report_after"] {
         config.unset("odoo", key);
     }
     config.mailbox(company::NOTIFICATIONS, &[("from_filter", "\"notifications@example.com\"")]);

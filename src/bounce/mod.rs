@@ -65,6 +65,7 @@ pub fn reports(
     Some(NewReport {
         message_id: original.message_id.map(str::to_owned),
         reports: failed.iter().map(report).collect(),
+        due_at: now,
     })
 }
 

@@ -39,6 +39,8 @@ pub struct GatewayConfig {
     pub timeout: Duration,
     /// The model that takes mail; forks rename it.
     pub gateway_model: String,
+    /// How long after a mail was accepted its failure is reported at the earliest.
+    pub report_after: Duration,
 }
 
 /// The protocols of Odoo's external API.
@@ -123,6 +125,11 @@ impl GatewayConfig {
             Duration::from_secs(300),
             Duration::from_secs(1)..Duration::from_secs(3601),
         );
+        let report_after = section.duration(
+            "report_after",
+            Duration::from_secs(5),
+            Duration::ZERO..Duration::from_secs(3601),
+        );
         let gateway_model = section.get_or("gateway_model", "mail.thread".to_owned());
         let any = ["url", "database", "login", "password_file"].iter().any(|key| section.has(key));
         if !any {
@@ -157,6 +164,7 @@ impl GatewayConfig {
             password: password?,
             timeout,
             gateway_model,
+            report_after,
         })
     }
 }

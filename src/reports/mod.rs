@@ -11,9 +11,11 @@ mod feed;
 pub use feed::Feed;
 
 use crate::bounce::{self, Original};
+use crate::clock;
 use crate::failure::{Failure, chain};
 use crate::store::{Due, NewReport, Store};
 use jiff::Timestamp;
+use std::time::Duration;
 
 /// Header sections are read up to this many bytes.
 const LONGEST_HEADER: u32 = 256 * 1024;
@@ -22,12 +24,15 @@ const LONGEST_HEADER: u32 = 256 * 1024;
 pub struct Reporter {
     store: Store,
     domain: String,
+    not_before: Duration,
 }
 
 impl Reporter {
-    /// Its reports come from `MAILER-DAEMON` at this domain.
-    pub fn new(store: Store, domain: &str) -> Self {
-        Self { store, domain: domain.to_owned() }
+    /// Its reports come from `MAILER-DAEMON` at this domain, and are pushed no earlier than so long after the mail was
+    /// accepted: some of Odoo's mails are sent by a transaction that it commits only afterwards, and a report of a mail
+    /// that Odoo cannot see yet would be lost on it.
+    pub fn new(store: Store, domain: &str, not_before: Duration) -> Self {
+        Self { store, domain: domain.to_owned(), not_before }
     }
 
     /// The reports of a failure for these recipients; `None`: nobody is to be told.
@@ -50,6 +55,7 @@ impl Reporter {
             message_id: due.message_id.as_deref(),
             beginning: &beginning,
         };
-        bounce::reports(&original, failed, &self.domain, now)
+        let new = bounce::reports(&original, failed, &self.domain, now)?;
+        Some(NewReport { due_at: now.max(clock::after(due.received_at, self.not_before)), ..new })
     }
 }

@@ -16,6 +16,8 @@ pub struct NewReport {
     pub message_id: Option<String>,
     /// Each address that it did not reach, with the report (RFC 3464) of that.
     pub reports: Vec<(String, Bytes)>,
+    /// They are pushed no earlier.
+    pub due_at: Timestamp,
 }
 
 impl std::fmt::Debug for NewReport {
@@ -233,7 +235,7 @@ pub(super) async fn apply(write: &ReportWrite, connection: &mut SqliteConnection
     }
 }
 
-/// Keeps reports; they are due at once.
+/// Keeps reports.
 pub(super) async fn insert(
     message: QueueId,
     new: &NewReport,
@@ -245,12 +247,13 @@ pub(super) async fn insert(
             serde_json::to_string(&[recipient]).map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
         sqlx::query(
             "INSERT INTO report (id, message, message_id, recipients, created_at, state, tries, next_try_at, raw) \
-             VALUES ((SELECT coalesce(max(id), 0) + 1 FROM report), $1, $2, $3, $4, 'waiting', 0, $4, $5)",
+             VALUES ((SELECT coalesce(max(id), 0) + 1 FROM report), $1, $2, $3, $4, 'waiting', 0, $5, $6)",
         )
         .bind(message.0)
         .bind(&new.message_id)
         .bind(recipients)
         .bind(millis(now))
+        .bind(millis(new.due_at))
         .bind(raw.as_ref())
         .execute(&mut *connection)
         .await?;

@@ -411,6 +411,7 @@ async fn failed(store: &Store, recipients: &[&str]) -> QueueId {
     let report = NewReport {
         message_id: Some("<1@odoo>".to_owned()),
         reports: recipients.iter().map(|to| ((*to).to_owned(), format!("about {to}").into())).collect(),
+        due_at: at(15),
     };
     let settlement = Settlement {
         id,
@@ -431,8 +432,8 @@ async fn failed(store: &Store, recipients: &[&str]) -> QueueId {
 async fn a_report_waits_until_it_was_taken_and_an_interrupted_push_is_unclear() {
     let opened = open().await;
     let id = failed(&opened.store, &["a@x.test", "b@x.test"]).await;
-    assert_eq!(opened.store.reports_due(at(9), 10).await.unwrap(), []);
-    let due = opened.store.reports_due(at(10), 10).await.unwrap();
+    assert_eq!(opened.store.reports_due(at(14), 10).await.unwrap(), []);
+    let due = opened.store.reports_due(at(15), 10).await.unwrap();
     let expected = |id_of_report, recipient: &str| Report {
         id: id_of_report,
         message: id,

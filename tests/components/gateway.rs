@@ -17,6 +17,7 @@ fn gateway(odoo: &Odoo, change: impl FnOnce(&mut GatewayConfig)) -> Gateway {
         password: PASSWORD.to_owned().into(),
         timeout: Duration::from_secs(30),
         gateway_model: "mail.thread".to_owned(),
+        report_after: Duration::ZERO,
     };
     change(&mut config);
     let tls = outlook_relay::tls::client(None).unwrap();
