@@ -138,9 +138,8 @@ async fn start(
     }
     for mailbox in mailboxes.iter() {
         let mut worker = Worker::new(mailbox.clone(), store.clone(), tokens.clone(), tls.clone());
-        if let Some(odoo) = &config.odoo.gateway {
-            let bounce = config.odoo.bounce.as_ref().unwrap_or(mailbox.address());
-            worker.report_with(Reporter::new(store.clone(), bounce.domain(), odoo.report_after));
+        if let Some(reporter) = Reporter::new(store.clone(), &config.odoo, mailbox.address()) {
+            worker.report_with(reporter);
         }
         let (soft, hard) = (tasks.soft.clone(), tasks.hard.clone());
         tasks.start("delivery", async move {
@@ -185,6 +184,7 @@ async fn start(
         started_at: now,
         mailboxes: mailboxes.clone(),
         tokens,
+        odoo: config.odoo.clone(),
         gateway,
         store: store.clone(),
         doctor,

@@ -85,9 +85,12 @@ async fn what_failed_is_tried_again_once_its_cause_is_mended() {
 }
 
 #[tokio::test]
-async fn a_cancelled_message_is_never_sent() {
+async fn a_cancelled_message_is_never_sent_and_odoo_hears_of_it() {
     let world = World::start().await;
-    let (config, relay) = company::start(&world).await;
+    let mut config = company::config(&world);
+    config.text("odoo", "report_after", "1ms");
+    company::connect(&world, &config).await;
+    let relay = config.start().await;
     world.smtp.script(Rule::new(Step::Mail, Fault::reply("451 4.3.0 later")).always());
     for id in ["1@t", "2@t"] {
         assert_eq!(relay.send(BOUNCE, &["a@x.test"], &message(JOHN, "a@x.test", id, "Hi")).await.code, 250);
@@ -102,6 +105,10 @@ async fn a_cancelled_message_is_never_sent() {
     assert_eq!(config.cli(&["queue", "cancel", id]).await.success(), "1 message cancelled.\n");
     let again = config.cli(&["queue", "cancel", id]).await;
     assert!(again.code == Some(1) && again.stderr.contains("no such message"), "{again:?}");
+    until(SOON, "Odoo's word of it", || {
+        world.odoo.bounces() == [("<1@t>".to_owned(), "a@x.test".to_owned())]
+    })
+    .await;
     world.smtp.clear();
     assert_eq!(config.cli(&["queue", "retry", "--all"]).await.success(), "1 message to be tried now.\n");
     until(SOON, "the other mail", || world.smtp.count() == 1).await;

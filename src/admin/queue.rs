@@ -7,6 +7,7 @@ use super::light::Light;
 use super::{Admin, fields};
 use crate::clock;
 use crate::failure::chain;
+use crate::reports;
 use crate::store::{self, Attempt, QueueId, Queued, QueuedState, Recipient, RecipientState};
 use axum::body::Bytes;
 use axum::extract::{Extension, Path, RawQuery, State};
@@ -79,7 +80,14 @@ pub(super) async fn change(
     let store = &admin.sources.store;
     let (done, onward) = match deed.as_str() {
         "retry" => (store.retry(id, now).await, format!("/queue/{id}")),
-        "cancel" => (store.cancel(id, None, now).await, "/queue".to_owned()),
+        "cancel" => {
+            let cancelled = match store.queued_one(id).await {
+                Ok(Some(message)) => reports::cancel(store, &admin.sources.odoo, &message, now).await,
+                Ok(None) => Ok(false),
+                Err(error) => Err(error),
+            };
+            (cancelled, "/queue".to_owned())
+        }
         _ => return gone(),
     };
     match done {

@@ -8,7 +8,7 @@ use crate::mailbox::{Lasting, Mailbox};
 use crate::microsoft::Grant;
 use crate::microsoft::expiry::{self, Warning};
 use crate::microsoft::smtp_replies;
-use crate::odoo::Gateway;
+use crate::odoo::{self, Gateway};
 use crate::store::{self, ConsentAge, FailedMessage, InboxLine, RefusedMessage, Store, Totals, Written};
 use crate::tokens::{TokenState, Tokens};
 use jiff::Timestamp;
@@ -145,6 +145,8 @@ pub struct Sources {
     pub mailboxes: Arc<[Arc<Mailbox>]>,
     /// Their tokens.
     pub tokens: Tokens,
+    /// What the configuration says of Odoo.
+    pub odoo: odoo::Config,
     /// Odoo's gateway, where there is one.
     pub gateway: Option<Gateway>,
     /// The store.

@@ -10,7 +10,6 @@ mod header;
 #[cfg(test)]
 mod tests;
 
-use crate::address::Address;
 use crate::failure::{Class, Failure};
 use crate::message::HeaderView;
 use crate::store::{NewReport, QueueId};
@@ -53,7 +52,7 @@ pub fn reports(
     now: Timestamp,
 ) -> Option<NewReport> {
     let fields = Fields::read(original.beginning);
-    if failed.is_empty() || is_bounce(original, &fields) {
+    if failed.is_empty() || is_bounce(original) {
         return None;
     }
     let most = (MOST_QUOTED_TOGETHER / failed.len()).clamp(LEAST_QUOTED, MOST_QUOTED);
@@ -69,13 +68,8 @@ pub fn reports(
     })
 }
 
-fn is_bounce(original: &Original<'_>, fields: &Fields) -> bool {
-    let is_report = |value: &str| value.trim_start().to_ascii_lowercase().starts_with("multipart/report");
-    let from = HeaderView::parse(original.beginning).from().unwrap_or_default();
-    let is_daemon = |address: &Address| address.local().eq_ignore_ascii_case("mailer-daemon");
-    original.mail_from.trim().is_empty()
-        || fields.values("content-type").any(is_report)
-        || Address::all(&from).iter().any(|(_, address)| is_daemon(address))
+fn is_bounce(original: &Original<'_>) -> bool {
+    original.mail_from.trim().is_empty() || HeaderView::parse(original.beginning).is_delivery_report()
 }
 
 /// One report in the making. Whatever comes from outside is on one line, without control characters, when it is

@@ -4,6 +4,7 @@ use super::table::{size, table, time, wrap};
 use super::{block_on, find_mailbox, say, say_json};
 use crate::clock;
 use crate::config::Config;
+use crate::reports;
 use crate::store::{Attempt, QueueId, Queued, QueuedState, Recipient, RecipientState, Selection, Store};
 use crate::units::parse_duration;
 use anyhow::{Context, bail};
@@ -160,7 +161,7 @@ pub(super) fn change(config: &Config, named: &Named, deed: Deed, json: bool) -> 
     let done = block_on(async {
         let (store, writer) = Store::open_existing(&config.store).await?;
         let writing = tokio::spawn(writer.run());
-        let done = change_all(&store, &selection, ids, deed).await;
+        let done = change_all(&store, config, &selection, ids, deed).await;
         store.close().await;
         writing.await?;
         done
@@ -186,6 +187,7 @@ pub(super) fn change(config: &Config, named: &Named, deed: Deed, json: bool) -> 
 
 async fn change_all(
     store: &Store,
+    config: &Config,
     selection: &Selection,
     ids: Vec<QueueId>,
     deed: Deed,
@@ -204,7 +206,10 @@ async fn change_all(
         let done = match deed {
             _ if !meant => false,
             Deed::Retry => store.retry(id, now).await?,
-            Deed::Cancel => store.cancel(id, None, now).await?,
+            Deed::Cancel => match store.queued_one(id).await? {
+                Some(message) => reports::cancel(store, &config.odoo, &message, now).await?,
+                None => false,
+            },
         };
         let reason = match (done, meant) {
             (true, _) => None,

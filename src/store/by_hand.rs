@@ -32,7 +32,7 @@ impl Selection {
 #[derive(Debug)]
 pub(super) enum ByHand {
     Retry(QueueId, Timestamp),
-    Cancel { id: QueueId, report: Option<NewReport>, now: Timestamp },
+    Cancel { id: QueueId, attempts: i64, report: Option<NewReport>, now: Timestamp },
 }
 
 impl ByHand {
@@ -76,17 +76,18 @@ impl Store {
     }
 
     /// Takes a message out of the queue, and keeps a report of that for Odoo. Returns whether it could be: not while an
-    /// attempt is under way, or when it is gone.
+    /// attempt is under way, or when there was another since `message` was read.
     ///
     /// # Errors
     /// The disk's.
     pub async fn cancel(
         &self,
-        id: QueueId,
+        message: &Queued,
         report: Option<NewReport>,
         now: Timestamp,
     ) -> Result<bool, Error> {
-        self.by_hand(ByHand::Cancel { id, report, now }).await
+        let attempts = i64::try_from(message.attempts.len()).unwrap_or(i64::MAX);
+        self.by_hand(ByHand::Cancel { id: message.id, attempts, report, now }).await
     }
 
     async fn by_hand(&self, what: ByHand) -> Result<bool, Error> {
@@ -112,11 +113,13 @@ impl Store {
 pub(super) async fn apply(what: &ByHand, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
     match what {
         ByHand::Retry(id, now) => retry(*id, *now, connection).await?,
-        ByHand::Cancel { id, report, now } => {
-            let gone = sqlx::query("DELETE FROM message WHERE id = $1 AND state <> 'sending'")
-                .bind(id.0)
-                .execute(&mut *connection)
-                .await?;
+        ByHand::Cancel { id, attempts, report, now } => {
+            let gone =
+                sqlx::query("DELETE FROM message WHERE id = $1 AND state <> 'sending' AND attempts = $2")
+                    .bind(id.0)
+                    .bind(attempts)
+                    .execute(&mut *connection)
+                    .await?;
             if gone.rows_affected() == 0 {
                 return Err(sqlx::Error::RowNotFound);
             }
