@@ -19,6 +19,7 @@ use crate::tokens::Tokens;
 use crate::{clock, tls, tokens};
 use anyhow::{Context, bail};
 use sd_notify::NotifyState;
+use std::collections::HashMap;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -136,11 +137,15 @@ async fn start(
             Ok(())
         });
     }
+    let routes = Arc::new(config.routes());
+    let mut sending = HashMap::new();
     for mailbox in mailboxes.iter() {
-        let mut worker = Worker::new(mailbox.clone(), store.clone(), tokens.clone(), tls.clone());
+        let mut worker =
+            Worker::new(mailbox.clone(), store.clone(), tokens.clone(), tls.clone(), routes.clone());
         if let Some(reporter) = Reporter::new(store.clone(), &config.odoo, mailbox.address()) {
             worker.report_with(reporter);
         }
+        sending.insert(mailbox.address().clone(), worker.status());
         let (soft, hard) = (tasks.soft.clone(), tasks.hard.clone());
         tasks.start("delivery", async move {
             worker.run(soft, hard).await;
@@ -187,6 +192,7 @@ async fn start(
         odoo: config.odoo.clone(),
         gateway,
         store: store.clone(),
+        sending: Arc::new(sending),
         doctor,
     };
     let (page, soft) = (config.admin.clone(), tasks.soft.clone());

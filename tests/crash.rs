@@ -1,4 +1,4 @@
-//! kill -9 at random moments under load: whatever got its 250 arrives.
+//! kill -9 at random moments under load: whatever got its 250 arrives, and once.
 
 use crate::company::{self, JANE, JOHN};
 use crate::support::client::{SmtpClient, message};
@@ -47,10 +47,11 @@ async fn load(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whatever_got_its_250_arrives() {
+async fn whatever_got_its_250_arrives_once() {
     let world = World::start().await;
     let mut config = company::config(&world);
     config.raw("delivery", "connections", "3");
+    config.text("delivery", "sent_delay", "1s");
     company::connect(&world, &config).await;
     let accepted = Arc::new(Mutex::new(BTreeSet::new()));
     let stop = Arc::new(AtomicBool::new(false));
@@ -72,15 +73,27 @@ async fn whatever_got_its_250_arrives() {
     }
     let accepted = accepted.lock().unwrap().clone();
     assert!(accepted.len() > ROUNDS * 2, "only {} mails were accepted", accepted.len());
+    let id_of = |text: &str| -> Option<String> {
+        let (_, rest) = text.split_once("Message-Id: <")?;
+        Some(rest.split_once('>')?.0.to_owned())
+    };
     let arrived = || -> BTreeSet<String> {
-        let id = |text: &str| {
-            text.split_once("Message-Id: <")
-                .and_then(|(_, rest)| rest.split_once('>'))
-                .map(|(id, _)| id.to_owned())
-        };
-        world.smtp.delivered().iter().filter_map(|mail| id(&mail.text())).collect()
+        world.smtp.delivered().iter().filter_map(|mail| id_of(&mail.text())).collect()
     };
     until(Duration::from_secs(120), "every accepted mail", || arrived().is_superset(&accepted)).await;
+    // What may still be sent again would be sent by then.
+    while !company::queue(&config).await.is_empty() {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let mut seen = BTreeSet::new();
+    let twice: Vec<_> = world
+        .smtp
+        .delivered()
+        .iter()
+        .filter_map(|mail| id_of(&mail.text()))
+        .filter(|id| !seen.insert(id.clone()))
+        .collect();
+    assert_eq!(twice, Vec::<String>::new(), "each once");
     let lost: Vec<_> = accepted.difference(&arrived()).cloned().collect();
     assert_eq!(lost, Vec::<String>::new());
 }

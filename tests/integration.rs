@@ -27,3 +27,5 @@ mod soak;
 mod submission;
 mod support;
 mod tokens;
+mod unknown;
+mod waiting;

@@ -156,7 +156,13 @@ mod tests {
             token: None,
             consent: None,
             app_only: false,
-            queue: Totals { waiting: 2, failed: 1, oldest: Timestamp::from_second(1_799_999_940).ok() },
+            queue: Totals {
+                waiting: 2,
+                failed: 1,
+                oldest: Timestamp::from_second(1_799_999_940).ok(),
+                ..Totals::default()
+            },
+            done_by: None,
             inbox: Some(InboxStatus { pushed: 7, ..InboxStatus::default() }),
             troubles: BTreeMap::new(),
         };

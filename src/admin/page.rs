@@ -122,6 +122,7 @@ fn card(mailbox: &MailboxStatus, csrf: &str, now: Timestamp) -> Markup {
                 dd {
                     (mailbox.queue.waiting) " waiting"
                     @if let Some(at) = mailbox.queue.oldest { ", the oldest came " (time(at, now)) }
+                    @if let Some(at) = mailbox.done_by { ", sent by " (time(at, now)) }
                     @if mailbox.queue.failed > 0 { ", " (mailbox.queue.failed) " given up" }
                 }
                 dt { "Inbox" }
@@ -260,7 +261,8 @@ mod tests {
                 lasts_until: later(88),
             }),
             app_only: false,
-            queue: Totals { waiting: 3, failed: 1, oldest: Some(later(-3)) },
+            queue: Totals { waiting: 3, failed: 1, oldest: Some(later(-3)), ..Totals::default() },
+            done_by: None,
             inbox: Some(InboxStatus {
                 folder: "INBOX".to_owned(),
                 looked_at: Some(now()),

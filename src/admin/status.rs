@@ -2,6 +2,7 @@
 
 use crate::address::Address;
 use crate::clock;
+use crate::delivery;
 use crate::doctor::Doctor;
 use crate::failure::{Class, Failure};
 use crate::mailbox::{Lasting, Mailbox};
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// How long Microsoft lets a refresh token live that nobody uses.
 const CONSENT_LASTS: Duration = Duration::from_secs(90 * 24 * 60 * 60);
@@ -93,6 +95,9 @@ pub struct MailboxStatus {
     pub app_only: bool,
     /// Its part of the queue.
     pub queue: Totals,
+    /// When the last message that waits will have gone; `None`: nothing waits, or it waits for a person.
+    #[serde(default)]
+    pub done_by: Option<Timestamp>,
     /// Its inbox; `None`: not watched.
     pub inbox: Option<InboxStatus>,
     /// What it is in trouble with: `token`, `sending`, `inbox`.
@@ -151,6 +156,8 @@ pub struct Sources {
     pub gateway: Option<Gateway>,
     /// The store.
     pub store: Store,
+    /// What each mailbox's worker does.
+    pub sending: Arc<HashMap<Address, watch::Receiver<delivery::Status>>>,
     /// Examines them.
     pub doctor: Doctor,
 }
@@ -212,12 +219,16 @@ impl Sources {
             refused: line.map_or(0, |line| line.refused),
             pushed: line.map_or(0, |line| line.pushed),
         });
+        let queue = totals.get(&config.address).copied().unwrap_or_default();
+        let sending = self.sending.get(&config.address).map(|status| status.borrow().clone());
         MailboxStatus {
             address: config.address.to_string(),
             token: self.tokens.state(&config.address),
             consent: None,
             app_only: config.microsoft.grant == Grant::ClientCredentials,
-            queue: totals.get(&config.address).copied().unwrap_or_default(),
+            done_by: sending
+                .and_then(|sending| delivery::done_by(&queue, &config.delivery, &sending, clock::now())),
+            queue,
             inbox,
             troubles: troubles
                 .into_iter()
@@ -262,6 +273,8 @@ fn sum(all: Totals, one: &Totals) -> Totals {
     Totals {
         waiting: all.waiting + one.waiting,
         failed: all.failed + one.failed,
+        held: all.held + one.held,
+        recipients: all.recipients + one.recipients,
         oldest: [all.oldest, one.oldest].into_iter().flatten().min(),
     }
 }

@@ -36,7 +36,7 @@ pub(super) fn status(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
 fn print(status: &Status) -> anyhow::Result<()> {
     say(format_args!("outlook-relay {}, running since {}", status.version, time(status.started_at)))?;
     let rows: Vec<Vec<String>> = status.mailboxes.iter().map(row).collect();
-    say(table(&["MAILBOX", "TOKEN", "WAITING", "FAILED", "OLDEST", "INBOX"], &rows))?;
+    say(table(&["MAILBOX", "TOKEN", "WAITING", "FAILED", "OLDEST", "SENT BY", "INBOX"], &rows))?;
     for mailbox in &status.mailboxes {
         for (part, trouble) in &mailbox.troubles {
             let failure = &trouble.failure;
@@ -96,6 +96,7 @@ fn row(mailbox: &MailboxStatus) -> Vec<String> {
         mailbox.queue.waiting.to_string(),
         mailbox.queue.failed.to_string(),
         mailbox.queue.oldest.map_or_else(|| "-".to_owned(), time),
+        mailbox.done_by.map_or_else(|| "-".to_owned(), time),
         inbox,
     ]
 }

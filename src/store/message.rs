@@ -133,6 +133,8 @@ pub enum Next {
         /// Whether the outcome is unknown.
         unknown: bool,
     },
+    /// Nobody knows whether it was sent: kept until a person decides.
+    Held,
     /// Nothing more to try: kept as failed.
     Failed,
 }
@@ -202,10 +204,16 @@ pub struct Queued {
 /// How much of a mailbox's mail is where.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
-    /// Messages for which an attempt is still to come or under way.
+    /// Messages for which an attempt is still to come or under way, or that are held for a person.
     pub waiting: u64,
     /// Messages given up.
     pub failed: u64,
+    /// Messages that are held, of those that wait.
+    #[serde(default)]
+    pub held: u64,
+    /// Recipients of the messages that wait and are not held.
+    #[serde(default)]
+    pub recipients: u64,
     /// When the oldest that waits was accepted.
     pub oldest: Option<Timestamp>,
 }

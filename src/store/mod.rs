@@ -16,6 +16,8 @@ mod report;
 mod rotation;
 mod sealed;
 mod tokens;
+mod unknown;
+mod waiting;
 mod writer;
 
 pub use by_hand::Selection;
@@ -28,6 +30,7 @@ pub use overview::{ConsentAge, FailedMessage, RefusedMessage};
 pub use pace::Pace;
 pub use report::{AfterPush, NewReport, Report, ReportTotals};
 pub use tokens::StoredToken;
+pub use waiting::Reroutable;
 pub use writer::{Writer, Written};
 
 use crate::address::Address;

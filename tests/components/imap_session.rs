@@ -208,6 +208,12 @@ async fn a_sent_message_is_found_by_its_id_and_stays_as_it_is() {
     assert!(session.examine_listed(&folders[0]).await.unwrap().is_some());
     let found = session.search_message_id(&format!("<{odd_id}>")).await.unwrap();
     assert_eq!(found, [second, first], "the newest first");
+    let replaced = b"Message-ID: <new@outlook.com>\r\nX-Microsoft-Original-Message-ID: <old@x.test>\r\n\r\n";
+    let third = world.imap.deliver(JOHN, &folders[0], replaced);
+    assert_eq!(session.search_message_id("<old@x.test>").await.unwrap(), [third]);
+    let odd_field = crate::support::script::Rule::new("UID SEARCH", Fault::bad("Command Argument Error. 11"));
+    world.imap.script(odd_field.only("X-Microsoft"));
+    assert_eq!(session.search_message_id(&format!("<{odd_id}>")).await.unwrap(), [second, first]);
     assert_eq!(session.search_message_id("<none@x.test>").await.unwrap(), [0; 0]);
     assert_eq!(session.search_message_id("<\u{fc}@x.test>").await.unwrap(), [0; 0], "cannot be searched for");
     assert_eq!(session.search_message_id("a\r\n1 LOGOUT").await.unwrap(), [0; 0], "nor can this");
