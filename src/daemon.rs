@@ -24,7 +24,7 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -260,20 +260,16 @@ async fn unexpected_end(
 /// Notices that the clock was set back, and lets nothing wait for the time that it showed before. What it missed while the
 /// relay did not run is taken up at the start.
 async fn watch_clock(store: Store, soft: CancellationToken) -> anyhow::Result<()> {
-    let (mut wall, mut steady) = (clock::now(), Instant::now());
     loop {
         tokio::select! {
             () = soft.cancelled() => return Ok(()),
             () = tokio::time::sleep(LOOK_AT_CLOCK) => {}
         }
-        let (now, steady_now) = (clock::now(), Instant::now());
-        let back = clock::set_back(wall, now, steady_now.duration_since(steady));
-        (wall, steady) = (now, steady_now);
-        let Some(back) = back else {
+        let Some(back) = clock::set_back() else {
             continue;
         };
         tracing::warn!(seconds = back.as_secs(), "the clock was set back: what waits is looked at anew");
-        match store.forget_future(now).await {
+        match store.forget_future(clock::now()).await {
             Ok(()) => store.wake_all(),
             Err(error) => {
                 tracing::error!(error = %crate::failure::chain(&error), "what waits could not be looked at anew");

@@ -4,6 +4,7 @@
 mod bad_day;
 mod bounces;
 mod browser;
+mod clock;
 mod commands;
 mod company;
 mod components;
@@ -15,6 +16,7 @@ mod disk;
 mod doctor;
 mod faults;
 mod incoming;
+mod matrix;
 mod odoo_client;
 mod outgoing;
 mod page;
