@@ -4,6 +4,7 @@ mod check;
 mod connect;
 mod doctor;
 mod invite;
+mod manual;
 mod queue;
 mod route;
 mod run;
@@ -97,6 +98,12 @@ enum Command {
     /// Looks after the store.
     #[command(subcommand)]
     Store(StoreCommand),
+    /// Writes the man pages and the shell completions into a folder, for packages.
+    #[command(hide = true)]
+    Manual {
+        /// Where to.
+        folder: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -153,6 +160,9 @@ pub fn main() -> ExitCode {
 }
 
 fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
+    if let Command::Manual { folder } = &cli.command {
+        return manual::manual(folder);
+    }
     let config = Config::load(&cli.config)?;
     match &cli.command {
         Command::Run => run::run(&config),
@@ -178,6 +188,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Queue(QueueCommand::Cancel(named)) => {
             queue::change(&config, named, queue::Deed::Cancel, cli.json)
         }
+        Command::Manual { folder } => manual::manual(folder),
         Command::Store(StoreCommand::RotateKey { lost }) => store::rotate_key(&config, *lost, cli.json),
     }
 }
