@@ -9,6 +9,7 @@ use crate::consent::Consents;
 use crate::delivery::Worker;
 use crate::doctor::Doctor;
 use crate::fetch::Inbox;
+use crate::inherited::Inherited;
 use crate::mailbox::Mailbox;
 use crate::microsoft::expiry;
 use crate::odoo::Gateway;
@@ -59,18 +60,12 @@ impl Tasks {
 ///
 /// # Errors
 /// What keeps it from starting (a port in use, a store that cannot be opened), or what ended it.
-pub async fn run(config: &Config) -> anyhow::Result<()> {
+pub async fn run(config: &Config, inherited: Inherited) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be watched")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be watched")?;
 
     // Everything that can fail at the start does so here, before anything runs.
-    let mut submission = Sockets::default();
-    for &address in &config.submission.listen {
-        submission.plain.push(bind(address, "[submission] listen").await?);
-    }
-    for &address in &config.submission.listen_tls {
-        submission.tls.push(bind(address, "[submission] listen_tls").await?);
-    }
+    let submission = sockets(config, inherited).await?;
     let admin = bind(config.admin.listen, "[admin] listen").await?;
     let tls = tls::client(config.microsoft.ca_file.as_deref())?;
     let http = tokens::endpoint::http_client(&tls).context("the HTTP client could not be set up")?;
@@ -317,6 +312,27 @@ async fn take_in_strays(config: &Config, store: &Store) -> anyhow::Result<()> {
         store.reroute(id, route.mailbox, route.rule, route.new_from).await?;
     }
     Ok(())
+}
+
+/// Those that systemd handed over, or else those of the configuration.
+async fn sockets(config: &Config, inherited: Inherited) -> anyhow::Result<Sockets> {
+    let mut sockets = Sockets::default();
+    if inherited.is_empty() {
+        for &address in &config.submission.listen {
+            sockets.plain.push(bind(address, "[submission] listen").await?);
+        }
+        for &address in &config.submission.listen_tls {
+            sockets.tls.push(bind(address, "[submission] listen_tls").await?);
+        }
+        return Ok(sockets);
+    }
+    if !inherited.tls.is_empty() && config.submission.tls.is_none() {
+        bail!("systemd hands over a socket for TLS: set tls_certificate and tls_key in [submission]");
+    }
+    let tokio = |socket| TcpListener::from_std(socket).context("a socket of systemd cannot be used");
+    sockets.plain = inherited.plain.into_iter().map(tokio).collect::<Result<_, _>>()?;
+    sockets.tls = inherited.tls.into_iter().map(tokio).collect::<Result<_, _>>()?;
+    Ok(sockets)
 }
 
 async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {

@@ -25,6 +25,7 @@ pub mod doctor;
 pub mod failure;
 pub mod fetch;
 pub mod imap;
+pub mod inherited;
 pub mod logging;
 pub mod mailbox;
 pub mod message;

@@ -26,6 +26,7 @@ mod sealing;
 #[path = "support/selftest/mod.rs"]
 mod selftest;
 mod soak;
+mod socket;
 mod submission;
 mod support;
 mod tokens;
