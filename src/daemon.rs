@@ -6,6 +6,7 @@
 use crate::admin::{self, Sources};
 use crate::config::Config;
 use crate::consent::Consents;
+use crate::counters::Counters;
 use crate::delivery::Worker;
 use crate::doctor::Doctor;
 use crate::fetch::Inbox;
@@ -60,13 +61,13 @@ impl Tasks {
 ///
 /// # Errors
 /// What keeps it from starting (a port in use, a store that cannot be opened), or what ended it.
-pub async fn run(config: &Config, inherited: Inherited) -> anyhow::Result<()> {
+pub async fn run(config: &Config, inherited: Inherited, counters: Counters) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be watched")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be watched")?;
 
     // Everything that can fail at the start does so here, before anything runs.
     let submission = sockets(config, inherited).await?;
-    let admin = bind(config.admin.listen, "[admin] listen").await?;
+    let doors = Doors { submission, admin: bind(config.admin.listen, "[admin] listen").await? };
     let tls = tls::client(config.microsoft.ca_file.as_deref())?;
     let http = tokens::endpoint::http_client(&tls).context("the HTTP client could not be set up")?;
     let (store, writer) = Store::open(&config.store).await?;
@@ -79,7 +80,7 @@ pub async fn run(config: &Config, inherited: Inherited) -> anyhow::Result<()> {
 
     let mut tasks =
         Tasks { running: JoinSet::new(), soft: CancellationToken::new(), hard: CancellationToken::new() };
-    let started = start(config, &mut tasks, &store, submission, admin, tls, http).await;
+    let started = start(config, &mut tasks, &store, doors, tls, http, counters).await;
     let stopped = match started {
         Ok(()) => {
             drop(sd_notify::notify(&[NotifyState::Ready]));
@@ -109,11 +110,12 @@ async fn start(
     config: &Config,
     tasks: &mut Tasks,
     store: &Store,
-    submission: Sockets,
-    admin: TcpListener,
+    doors: Doors,
     tls: Arc<tokio_rustls::rustls::ClientConfig>,
     http: reqwest::Client,
+    counters: Counters,
 ) -> anyhow::Result<()> {
+    let Doors { submission, admin } = doors;
     let now = clock::now();
     store.forget_future(now).await?;
     store.recover(now).await?;
@@ -181,6 +183,7 @@ async fn start(
         .map(|listener| listener.local_addr().map(|at| at.to_string()))
         .collect::<Result<_, _>>()?;
     let sources = Sources {
+        counters,
         started_at: now,
         mailboxes: mailboxes.clone(),
         tokens,
@@ -312,6 +315,12 @@ async fn take_in_strays(config: &Config, store: &Store) -> anyhow::Result<()> {
         store.reroute(id, route.mailbox, route.rule, route.new_from).await?;
     }
     Ok(())
+}
+
+/// What the world comes in by.
+struct Doors {
+    submission: Sockets,
+    admin: TcpListener,
 }
 
 /// Those that systemd handed over, or else those of the configuration.

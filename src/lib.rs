@@ -19,6 +19,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod consent;
+pub mod counters;
 pub mod daemon;
 pub mod delivery;
 pub mod doctor;

@@ -2,6 +2,7 @@
 
 use crate::address::Address;
 use crate::clock;
+use crate::counters::Counters;
 use crate::delivery;
 use crate::doctor::Doctor;
 use crate::failure::{Class, Failure};
@@ -144,6 +145,8 @@ pub struct InboxStatus {
 /// Where the status comes from.
 #[derive(Clone)]
 pub struct Sources {
+    /// What was logged so far.
+    pub counters: Counters,
     /// Since when the daemon runs.
     pub started_at: Timestamp,
     /// The mailboxes at work.
