@@ -7,6 +7,7 @@ use crate::admin::{self, Sources};
 use crate::config::Config;
 use crate::consent::Consents;
 use crate::counters::Counters;
+use crate::delivery::OnUnknown;
 use crate::delivery::Worker;
 use crate::doctor::Doctor;
 use crate::fetch::Inbox;
@@ -311,8 +312,10 @@ async fn take_in_strays(config: &Config, store: &Store) -> anyhow::Result<()> {
     let routes = config.routes();
     for (id, before, from, mail_from) in store.strays(&known).await? {
         let route = routes.route(from.as_deref(), &mail_from)?;
+        let mailbox = config.mailboxes.iter().find(|mailbox| mailbox.address == route.mailbox);
+        let hold = mailbox.is_some_and(|mailbox| mailbox.delivery.on_unknown == OnUnknown::Hold);
         tracing::warn!(%id, %before, mailbox = %route.mailbox, "routed anew: its mailbox left the configuration");
-        store.reroute(id, route.mailbox, route.rule, route.new_from).await?;
+        store.reroute(id, route.mailbox, route.rule, route.new_from, hold).await?;
     }
     Ok(())
 }

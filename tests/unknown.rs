@@ -125,4 +125,6 @@ async fn where_imap_is_off_the_policy_decides() {
     assert_eq!((queue.len(), &queue[0]["state"]), (1, &serde_json::json!("held")), "{queue:#?}");
     assert_eq!(queue[0]["recipients"][0]["state"], "unknown");
     assert_eq!(relay.count_log(" held "), 1);
+    let status = config.cli(&["status"]).await;
+    assert!(status.code == Some(1) && status.stdout.contains("nobody knows whether 1 message"), "{status:?}");
 }

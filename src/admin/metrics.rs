@@ -64,9 +64,11 @@ pub(super) fn text(status: &Status, counters: &Counters, now: Timestamp) -> Stri
     each(
         "queue_messages",
         "gauge",
-        "Messages in the queue: waiting, or given up (failed).",
+        "Messages in the queue: waiting, held for a person, or given up (failed).",
         &|family, mailbox| {
-            family.sample(&[("mailbox", &mailbox.address), ("state", "waiting")], mailbox.queue.waiting);
+            let waiting = mailbox.queue.waiting.saturating_sub(mailbox.queue.held);
+            family.sample(&[("mailbox", &mailbox.address), ("state", "waiting")], waiting);
+            family.sample(&[("mailbox", &mailbox.address), ("state", "held")], mailbox.queue.held);
             family.sample(&[("mailbox", &mailbox.address), ("state", "failed")], mailbox.queue.failed);
         },
     );
@@ -155,6 +157,14 @@ pub(super) fn text(status: &Status, counters: &Counters, now: Timestamp) -> Stri
             family.sample(&labels, count);
         }
     }
+    let mut reports = Family::new(
+        &mut out,
+        "reports",
+        "gauge",
+        "Reports of failures: on their way into Odoo, or refused by it.",
+    );
+    reports.sample(&[("state", "waiting")], status.reports.waiting);
+    reports.sample(&[("state", "refused")], status.reports.refused);
     Family::new(&mut out, "odoo_trouble", "gauge", "1: Odoo's gateway is in trouble.")
         .sample(&[], u8::from(status.odoo.is_some()));
     out
@@ -194,6 +204,8 @@ mod tests {
             odoo: None,
             last_failures: Vec::new(),
             store: None,
+            reports: Default::default(),
+            refused_reports: Vec::new(),
             written: Default::default(),
             warnings: Vec::new(),
         };

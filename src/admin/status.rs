@@ -11,7 +11,9 @@ use crate::microsoft::Grant;
 use crate::microsoft::expiry::{self, Warning};
 use crate::microsoft::smtp_replies;
 use crate::odoo::{self, Gateway};
-use crate::store::{self, ConsentAge, FailedMessage, InboxLine, RefusedMessage, Store, Totals, Written};
+use crate::store::{
+    self, ConsentAge, FailedMessage, InboxLine, RefusedMessage, Report, ReportTotals, Store, Totals, Written,
+};
 use crate::tokens::{TokenState, Tokens};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -46,12 +48,29 @@ pub struct Status {
     /// Why the store could not be written the last time, if it could not: then no mail is accepted, and none sent.
     #[serde(default)]
     pub store: Option<String>,
+    /// Reports of failures on their way into Odoo, or refused by it.
+    #[serde(default)]
+    pub reports: ReportTotals,
+    /// The reports that Odoo refused, oldest first.
+    #[serde(default)]
+    pub refused_reports: Vec<RefusedReport>,
     /// What was written to the store since the daemon started.
     #[serde(default)]
     pub written: Written,
     /// The messages of either direction that failed last and are not done with, newest first.
     #[serde(default)]
     pub last_failures: Vec<LastFailure>,
+}
+
+/// A report of a failure that Odoo would not take: nobody in Odoo knows that this mail did not arrive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedReport {
+    /// The failed message's id in the queue.
+    pub message: String,
+    /// Whom it did not reach.
+    pub recipient: String,
+    /// What Odoo answered.
+    pub answer: Option<String>,
 }
 
 /// The last failure of a message.
@@ -185,6 +204,7 @@ impl Sources {
         let mut last_failures: Vec<LastFailure> =
             failed.into_iter().map(outgoing).chain(refused.into_iter().map(incoming)).collect();
         last_failures.sort_by_key(|failure| std::cmp::Reverse(failure.at));
+        let reports = self.store.reports_refused(LAST_FAILURES).await?;
         let odoo = self.gateway.as_ref().and_then(Gateway::trouble);
         let apps = self.mailboxes.iter().map(|mailbox| &mailbox.config.microsoft);
         let warnings = expiry::warnings(apps, expiry::day(clock::now()));
@@ -193,6 +213,7 @@ impl Sources {
             well: odoo.is_none()
                 && store.is_none()
                 && warnings.iter().all(|warning| !warning.expired)
+                && totals.values().all(|totals| totals.held == 0)
                 && mailboxes.iter().all(|mailbox| mailbox.troubles.is_empty()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: self.started_at,
@@ -202,6 +223,8 @@ impl Sources {
             last_failures,
             warnings,
             store,
+            reports: self.store.report_totals().await?,
+            refused_reports: reports.into_iter().map(refused_report).collect(),
             written: self.store.written(),
         })
     }
@@ -255,6 +278,11 @@ fn outgoing(failed: FailedMessage) -> LastFailure {
         next_attempt_at: failed.next_attempt_at,
         failure: Failure { code, reply, ..failure },
     }
+}
+
+fn refused_report(report: Report) -> RefusedReport {
+    let Report { message, recipient, answer, .. } = report;
+    RefusedReport { message: message.to_string(), recipient, answer }
 }
 
 fn incoming(refused: RefusedMessage) -> LastFailure {

@@ -51,6 +51,24 @@ fn print(status: &Status) -> anyhow::Result<()> {
         say(format_args!("  seen     {} {}", trouble.failure.code, trouble.failure.reply))?;
         say(format_args!("  remedy   {}", or_wait(&trouble.failure.advice)))?;
     }
+    if status.queue.held > 0 {
+        say(format_args!(
+            "\nHeld:\n  seen     nobody knows whether {} messages were sent",
+            status.queue.held
+        ))?;
+        say("  remedy   outlook-relay queue list --state held; then queue retry or queue cancel")?;
+    }
+    if status.reports.refused > 0 {
+        say(format_args!(
+            "\nReports:\n  seen     Odoo would not be told of {} failures",
+            status.reports.refused
+        ))?;
+        for report in &status.refused_reports {
+            let answer = report.answer.as_deref().unwrap_or_default();
+            say(format_args!("           {} to {}: {answer}", report.message, report.recipient))?;
+        }
+        say("  remedy   tell whoever sent them; Odoo's answer says what to mend")?;
+    }
     for warning in &status.warnings {
         say(format_args!("\n{}:", if warning.expired { "Expired" } else { "Expires soon" }))?;
         say(format_args!("  seen     {}", warning.seen))?;

@@ -111,7 +111,7 @@ impl Context {
                     continue;
                 };
                 let (id, to, from) = (message.id, route.mailbox.clone(), route.new_from.clone());
-                self.store.reroute(id, route.mailbox, route.rule, route.new_from).await?;
+                self.store.reroute(id, route.mailbox, route.rule, route.new_from, false).await?;
                 self.store.arrivals(&to).notify_one();
                 let advice = "its mailbox cannot send: see `outlook-relay status`";
                 tracing::warn!(%mailbox, %id, %to, from, advice, "rerouted");

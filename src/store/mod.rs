@@ -438,6 +438,10 @@ fn timestamp(millis: i64) -> Timestamp {
 }
 
 #[cfg(test)]
+mod report_tests;
+#[cfg(test)]
 mod sealed_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod unknown_tests;

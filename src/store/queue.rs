@@ -33,7 +33,7 @@ pub(super) enum QueueWrite {
     Resolve(Box<Settlement>),
     Recover(Timestamp),
     SetAside(QueueId),
-    Reroute { id: QueueId, mailbox: Address, rule: Rule, new_from: Option<String> },
+    Reroute { id: QueueId, mailbox: Address, rule: Rule, new_from: Option<String>, hold: bool },
 }
 
 impl QueueWrite {
@@ -80,7 +80,8 @@ impl Store {
         self.write(Write::Queue(QueueWrite::Settle(Box::new(settlement)))).await
     }
 
-    /// Gives a waiting message another mailbox: its own left the configuration.
+    /// Gives a message another mailbox. One whose outcome is unknown is no longer looked for, since the other mailbox
+    /// cannot tell: it is held for a person, if `hold`, or else sent.
     ///
     /// # Errors
     /// The disk's.
@@ -90,8 +91,9 @@ impl Store {
         mailbox: Address,
         rule: Rule,
         new_from: Option<String>,
+        hold: bool,
     ) -> Result<(), Error> {
-        self.write(Write::Queue(QueueWrite::Reroute { id, mailbox, rule, new_from })).await
+        self.write(Write::Queue(QueueWrite::Reroute { id, mailbox, rule, new_from, hold })).await
     }
 
     /// The messages of a mailbox that are to be sent now, longest due first.
@@ -292,13 +294,16 @@ pub(super) async fn apply(write: &QueueWrite, connection: &mut SqliteConnection)
                 .await
                 .map(drop)
         }
-        QueueWrite::Reroute { id, mailbox, rule, new_from } => sqlx::query(
-            "UPDATE message SET mailbox = $1, rule = $2, new_from = $3 WHERE id = $4 AND state <> 'sending'",
+        QueueWrite::Reroute { id, mailbox, rule, new_from, hold } => sqlx::query(
+            "UPDATE message SET mailbox = $1, rule = $2, new_from = $3, unknown_since = NULL, \
+             state = CASE WHEN $5 AND unknown_since IS NOT NULL THEN 'held' ELSE state END \
+             WHERE id = $4 AND state <> 'sending'",
         )
         .bind(mailbox.as_str())
         .bind(rule.as_str())
         .bind(new_from)
         .bind(id.0)
+        .bind(hold)
         .execute(connection)
         .await
         .map(drop),
