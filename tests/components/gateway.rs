@@ -18,6 +18,7 @@ fn gateway(odoo: &Odoo, change: impl FnOnce(&mut GatewayConfig)) -> Gateway {
         timeout: Duration::from_secs(30),
         gateway_model: "mail.thread".to_owned(),
         report_after: Duration::ZERO,
+        parallel: 4,
     };
     change(&mut config);
     let tls = outlook_relay::tls::client(None).unwrap();

@@ -48,7 +48,7 @@ impl World {
         let mut text = format!(
             "[microsoft]\nclient_id = \"{CLIENT_ID}\"\nclient_secret_file = \"client-secret\"\nauthority = \"{}\"\n\
              imap = \"{}\"\nca_file = \"{}\"\n[odoo]\nurl = \"{}\"\ndatabase = \"{DATABASE}\"\nlogin = \"{LOGIN}\"\n\
-             password_file = \"odoo-password\"\ntimeout = \"1s\"\n[fetch]\npoll = \"100ms\"\n\
+             password_file = \"odoo-password\"\ntimeout = \"1s\"\n[fetch]\npoll = \"100ms\"\nidle = \"100ms\"\nnew_per_sender = 0\n\
              [store]\nurl = \"sqlite:relay.db\"\n",
             self.entra.authority(),
             self.imap.endpoint(),
