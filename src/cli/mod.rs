@@ -3,6 +3,7 @@
 mod check;
 mod connect;
 mod doctor;
+mod inbox;
 mod invite;
 mod manual;
 mod queue;
@@ -95,6 +96,9 @@ enum Command {
     /// What waits to be sent, is held, or was given up: list, show, retry, cancel.
     #[command(subcommand)]
     Queue(QueueCommand),
+    /// Looks after the received mail that Odoo refuses.
+    #[command(subcommand)]
+    Inbox(InboxCommand),
     /// Looks after the store.
     #[command(subcommand)]
     Store(StoreCommand),
@@ -104,6 +108,18 @@ enum Command {
         /// Where to.
         folder: PathBuf,
     },
+}
+
+#[derive(Debug, Subcommand)]
+enum InboxCommand {
+    /// Lists the received messages that Odoo refuses or that cannot be brought to it, oldest first, with the reason.
+    List {
+        /// Only those of this mailbox.
+        #[arg(long, value_name = "ADDRESS")]
+        mailbox: Option<String>,
+    },
+    /// Has such messages tried now; those in the quarantine folder are moved back first.
+    Retry(inbox::Named),
 }
 
 #[derive(Debug, Subcommand)]
@@ -189,6 +205,8 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
             queue::change(&config, named, queue::Deed::Cancel, cli.json)
         }
         Command::Manual { folder } => manual::manual(folder),
+        Command::Inbox(InboxCommand::List { mailbox }) => inbox::list(&config, mailbox.as_deref(), cli.json),
+        Command::Inbox(InboxCommand::Retry(named)) => inbox::retry(&config, named, cli.json),
         Command::Store(StoreCommand::RotateKey { lost }) => store::rotate_key(&config, *lost, cli.json),
     }
 }

@@ -11,8 +11,9 @@ use std::future::Future;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How long the server may take to end an IDLE at a shutdown: a courtesy.
-const HURRIED: Duration = Duration::from_secs(5);
+/// How long the server may take to end an IDLE. It has nothing to do for that: one that takes longer is not there any
+/// more.
+const DONE: Duration = Duration::from_secs(10);
 
 /// What the server can do besides what every server can.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -139,14 +140,13 @@ impl Session {
                 },
             }
         };
-        let patience = if idled == Idled::Stopped { HURRIED } else { COMMAND };
         let done = async {
             let sent = self.imap.run_command_untagged("DONE").await;
             sent.map_err(|error| Error::Lost(failed(&error)))?;
             while !matches!(self.hear(&tag).await?, Said::Ended(_)) {}
             Ok(())
         };
-        within(patience, "DONE", done).await.map_err(Error::Lost)??;
+        within(DONE, "DONE", done).await.map_err(Error::Lost)??;
         Ok(if self.heard.news && idled == Idled::Elapsed { Idled::News } else { idled })
     }
 

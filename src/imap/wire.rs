@@ -7,9 +7,12 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-/// The longest line that is read, in bytes: room for the UIDs of 200,000 messages in one SEARCH response. The library
-/// parses a line anew with each 4 KiB of it.
-const LONGEST_LINE: usize = 2 << 20;
+/// The longest line that is read, in bytes. The library parses a line anew with each 4 KiB of it, so what is endless has to
+/// end soon.
+const LONGEST_LINE: usize = 64 << 10;
+/// How the one response begins that may be longer, and how long it may be: room for the UIDs of 200,000 messages.
+const SEARCH: &[u8] = b"* SEARCH";
+const LONGEST_SEARCH: usize = 2 << 20;
 /// The longest literal that is read, in bytes: the largest message that is fetched, and some more, since Exchange only
 /// estimates sizes. The library makes room for a literal as soon as it is announced.
 const LONGEST_LITERAL: u64 = 136 << 20;
@@ -39,6 +42,8 @@ struct Filter {
     literal: u64,
     /// Bytes of this line so far.
     length: usize,
+    /// As many of them as are those of [`SEARCH`].
+    search: usize,
     tail: Tail,
 }
 
@@ -99,8 +104,12 @@ impl Filter {
             *byte = DAMAGED;
         }
         self.tail = self.tail.then(*byte);
+        if self.search == self.length && SEARCH.get(self.length) == Some(byte) {
+            self.search += 1;
+        }
         self.length += 1;
-        if self.length > LONGEST_LINE {
+        let longest = if self.search == SEARCH.len() { LONGEST_SEARCH } else { LONGEST_LINE };
+        if self.length > longest {
             return Err(Error::new(ErrorKind::InvalidData, "an endless line"));
         }
         Ok(false)
@@ -168,6 +177,9 @@ mod tests {
     fn no_line_and_no_literal_is_without_end() {
         assert!(filtered(&vec![b'x'; LONGEST_LINE], 4096).is_some());
         assert!(filtered(&vec![b'x'; LONGEST_LINE + 1], 4096).is_none());
+        let search = |length| [SEARCH, &vec![b'1'; length - SEARCH.len()]].concat();
+        assert!(filtered(&search(LONGEST_SEARCH), 4096).is_some());
+        assert!(filtered(&search(LONGEST_SEARCH + 1), 4096).is_none());
         assert!(filtered(b"{142606336}\r\n", 4096).is_some());
         assert!(filtered(b"{142606337}\r\n", 4096).is_none());
         assert!(filtered(b"{99999999999999999999999999}\r\n", 4096).is_none());

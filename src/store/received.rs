@@ -34,7 +34,9 @@ impl Change {
                  next_try_at = CASE state WHEN 'waiting' THEN $6 ELSE next_try_at END, changed_at = $7"
             }
             Self::Retried { .. } => {
-                "state = CASE state WHEN 'moved' THEN $5 ELSE state END, next_try_at = $6, changed_at = $7"
+                // It has its patience anew; but that it was pushed before stays known.
+                "state = CASE state WHEN 'moved' THEN $5 ELSE state END, next_try_at = $6, changed_at = $7, \
+                 tries = min(tries, 1)"
             }
         };
         let (state, next_try_at, at) = match self {

@@ -9,4 +9,6 @@
 mod gateway;
 mod imap_session;
 mod inbox;
+mod once;
+mod watch;
 mod world;
