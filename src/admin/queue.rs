@@ -186,7 +186,7 @@ fn page_about(message: &Queued, csrf: &str, now: Timestamp) -> Markup {
 }
 
 fn line_of(recipient: &Recipient) -> Markup {
-    let Recipient { address, state, reply } = recipient;
+    let Recipient { address, state, reply, .. } = recipient;
     let words = match state {
         RecipientState::Waiting => "waiting",
         RecipientState::Unknown => "unknown: it may have been sent",

@@ -5,7 +5,7 @@ use crate::address::Address;
 use crate::clock;
 use crate::failure::{Class, Failure};
 use crate::microsoft::smtp_replies::{Judgement, Reply, Special, Step, judge};
-use crate::store::{Due, Next, Recipient, RecipientState, Settlement};
+use crate::store::{Due, Next, Recipient, RecipientState, SentBy, Settlement};
 use jiff::Timestamp;
 use std::time::Duration;
 
@@ -78,12 +78,13 @@ pub(super) fn decide(
     when: Circumstances,
 ) -> Decision {
     let mut sorting = Sorting::new(due);
+    let by = SentBy { mailbox: mailbox.clone(), attempt: due.attempts.saturating_add(1) };
     let waiting = due.recipients.iter().enumerate().filter(|(_, recipient)| waits(recipient));
     let mut answers = transaction.recipients.iter();
     for (index, _) in waiting {
         match answers.next() {
             Some(Rcpt::Refused(reply)) => sorting.refused(index, reply, judge(reply, Step::Rcpt, mailbox)),
-            answer => sorting.ended(index, &transaction.end, answer.is_some(), mailbox),
+            answer => sorting.ended(index, &transaction.end, answer.is_some(), &by),
         }
     }
     sorting.decide(due, &transaction.end, when)
@@ -159,12 +160,13 @@ impl Sorting {
     }
 
     /// What the end of the transaction means for a recipient who was not refused; `asked`: whom RCPT named.
-    fn ended(&mut self, index: usize, end: &End, asked: bool, mailbox: &Address) {
+    fn ended(&mut self, index: usize, end: &End, asked: bool, by: &SentBy) {
         match end {
             End::Taken(reply) if asked => {
                 if let Some(recipient) = self.recipients.get_mut(index) {
                     recipient.state = RecipientState::Sent;
                     recipient.reply = Some(reply.to_string());
+                    recipient.sent_by = Some(by.clone());
                     self.sent.push(recipient.address.clone());
                 }
             }
@@ -177,7 +179,14 @@ impl Sorting {
             }
             // Not named since the service took no more: they come next.
             End::Taken(_) | End::Unknown(_) | End::NoRecipient => {}
-            End::Refused(step, reply) => self.refused(index, reply, judge(reply, *step, mailbox)),
+            End::Refused(step, reply) => {
+                let judgement = judge(reply, *step, &by.mailbox);
+                // What was refused of a portion's content says nothing final about those who were in none.
+                let is_theirs = asked || self.split.is_none() || judgement.failure.class != Class::Message;
+                if is_theirs {
+                    self.refused(index, reply, judgement);
+                }
+            }
             End::Lost(failure) => self.defer(index, failure),
             End::Unsendable(failure) => self.fail(index, failure),
         }

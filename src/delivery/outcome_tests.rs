@@ -12,17 +12,12 @@ fn start() -> Timestamp {
 }
 
 fn due(recipients: &[&str]) -> Due {
-    let waiting = |address: &&str| Recipient {
-        address: (*address).to_owned(),
-        state: RecipientState::Waiting,
-        reply: None,
-    };
     Due {
         id: QueueId(1),
         received_at: start(),
         tried_since: start(),
         mail_from: "odoo@example.com".to_owned(),
-        recipients: recipients.iter().map(waiting).collect(),
+        recipients: recipients.iter().copied().map(Recipient::waiting).collect(),
         smtputf8: false,
         eight_bit: false,
         new_from: None,
@@ -334,4 +329,19 @@ proptest! {
         }
         prop_assert!(decision.deferred.is_none() || decision.mailbox.is_none());
     }
+}
+
+#[test]
+fn what_is_refused_of_a_portions_content_fails_nobody_outside_of_it() {
+    let many = due(&["a@x", "b@x", "c@x"]);
+    let answers = || vec![Rcpt::Accepted, refused("452 4.5.3 too many recipients")];
+    let end = End::Refused(Step::Dot, reply("550 5.7.1 not to him"));
+    let decision = decide_after(1, &many, answers(), end);
+    let states: Vec<_> = decision.settlement.recipients.iter().map(|recipient| recipient.state).collect();
+    assert_eq!(states, [RecipientState::Failed, RecipientState::Waiting, RecipientState::Waiting]);
+    assert!(matches!(decision.settlement.next, Next::Again { unknown: false, .. }));
+
+    let sent = decide_after(1, &many, answers(), taken()).settlement.recipients;
+    let by = SentBy { mailbox: Address::normalise(MAILBOX).unwrap(), attempt: 1 };
+    assert_eq!((sent[0].sent_by.as_ref(), sent[1].sent_by.as_ref()), (Some(&by), None));
 }

@@ -229,7 +229,7 @@ impl Search<'_> {
         let now = clock::now();
         let when = Circumstances { now, retry_for: config.retry_for, random: rand::random() };
         let verdict = sent::verdict(due, looked, config, when);
-        let mut decision = sent::decision(due, &verdict, now);
+        let mut decision = sent::decision(due, &verdict, mailbox, now);
         self.context.report(due, &mut decision).await;
         if let Err(error) = store.resolve(decision.settlement.clone()).await {
             self.context.store_failed(&error);

@@ -8,7 +8,7 @@ use crate::address::Address;
 use crate::clock;
 use crate::failure::{Class, Failure};
 use crate::message::received_ids;
-use crate::store::{Due, Next, Recipient, RecipientState, Settlement};
+use crate::store::{Due, Next, Recipient, RecipientState, SentBy, Settlement};
 use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -103,7 +103,7 @@ fn out_of_time() -> Failure {
 }
 
 /// What is to be written down; `None`: nothing but when to look next is known, which [`look_again`] writes.
-pub(super) fn decision(due: &Due, verdict: &Verdict, now: Timestamp) -> Decision {
+pub(super) fn decision(due: &Due, verdict: &Verdict, mailbox: &Address, now: Timestamp) -> Decision {
     let becomes = |state: RecipientState, reply: Option<&str>| -> Vec<Recipient> {
         let mut recipients = due.recipients.clone();
         for recipient in recipients.iter_mut().filter(|r| r.state == RecipientState::Unknown) {
@@ -123,9 +123,14 @@ pub(super) fn decision(due: &Due, verdict: &Verdict, now: Timestamp) -> Decision
     };
     match verdict {
         Verdict::Sent(folder) => {
-            // The number tells it from what other attempts sent, of which there may be other copies.
             let reply = format!("found in {folder}, by attempt {}", due.attempts);
-            let recipients = becomes(RecipientState::Sent, Some(&reply));
+            let mut recipients = becomes(RecipientState::Sent, Some(&reply));
+            let by = SentBy { mailbox: mailbox.clone(), attempt: due.attempts };
+            for (recipient, before) in recipients.iter_mut().zip(&due.recipients) {
+                if before.state == RecipientState::Unknown {
+                    recipient.sent_by = Some(by.clone());
+                }
+            }
             let next = if recipients.iter().any(waits) {
                 Next::Again { at: now, unknown: false }
             } else if recipients.iter().any(|recipient| recipient.state == RecipientState::Failed) {
@@ -167,7 +172,7 @@ pub(super) struct Sought {
     id: String,
     /// Who may have got it.
     recipients: Vec<Address>,
-    /// So many copies are there of portions of the message that are known to be sent.
+    /// So many copies are in this mailbox of portions of the message that are known to be sent.
     known: usize,
 }
 
@@ -179,15 +184,15 @@ impl Sought {
         let id = due.id.to_string();
         // One that came without got this one on its way out.
         let own = || format!("<{id}@{}>", mailbox.domain());
-        // Each transaction has a reply of its own: it names what the service calls the message.
-        let replies: BTreeSet<_> =
-            in_state(RecipientState::Sent).map(|recipient| recipient.reply.as_deref()).collect();
+        // By attempt, since the service may answer several portions of one message with the same words.
+        let by: BTreeSet<_> =
+            in_state(RecipientState::Sent).filter_map(|recipient| recipient.sent_by.as_ref()).collect();
         Self {
             message_id: due.message_id.clone().unwrap_or_else(own),
             recipients: in_state(RecipientState::Unknown)
                 .filter_map(|recipient| Address::from_spec(&recipient.address))
                 .collect(),
-            known: replies.len(),
+            known: by.iter().filter(|by| by.mailbox == *mailbox).count(),
             id,
         }
     }

@@ -11,8 +11,12 @@ fn at(second: u64) -> Timestamp {
     clock::after(Timestamp::from_second(1_000_000).unwrap(), Duration::from_secs(second))
 }
 
+fn john() -> Address {
+    Address::normalise("john@example.com").unwrap()
+}
+
 fn recipient(address: &str, state: RecipientState, reply: Option<&str>) -> Recipient {
-    Recipient { address: address.to_owned(), state, reply: reply.map(str::to_owned) }
+    Recipient { state, reply: reply.map(str::to_owned), ..Recipient::waiting(address) }
 }
 
 /// Accepted at 0, unknown since 100.
@@ -122,7 +126,7 @@ fn time_runs_out_with_the_truth_said() {
         "a person decides"
     );
     let given_up = |not_sent| {
-        let decision = decision(&one(), &Verdict::GiveUp(failure(), not_sent), at(late));
+        let decision = decision(&one(), &Verdict::GiveUp(failure(), not_sent), &john(), at(late));
         assert_eq!(decision.settlement.recipients[0].state, RecipientState::Failed);
         assert_eq!(decision.settlement.next, Next::Failed);
         decision.failed[0].1.reply.clone()
@@ -146,24 +150,24 @@ fn only_whose_fate_was_unknown_is_settled() {
     };
     let now = at(MINUTE);
     let at_once = Next::Again { at: now, unknown: false };
-    let found = decision(&mixed(), &Verdict::Sent("Sent".to_owned()), now);
+    let found = decision(&mixed(), &Verdict::Sent("Sent".to_owned()), &john(), now);
     assert_eq!((states(&found), found.settlement.next), (vec![Sent, Waiting, Sent, Failed, Sent], at_once));
     assert_eq!(found.settlement.recipients[0].reply.as_deref(), Some("found in Sent, by attempt 1"));
     assert_eq!(found.settlement.recipients[1].reply.as_deref(), Some("451 before"));
-    let again = decision(&mixed(), &Verdict::SendAgain(now, None), now);
+    let again = decision(&mixed(), &Verdict::SendAgain(now, None), &john(), now);
     assert_eq!(
         (states(&again), again.settlement.next),
         (vec![Waiting, Waiting, Sent, Failed, Waiting], at_once)
     );
-    let unsure = decision(&mixed(), &Verdict::SendAgain(now, Some(failure())), now);
+    let unsure = decision(&mixed(), &Verdict::SendAgain(now, Some(failure())), &john(), now);
     assert_eq!(
         (states(&unsure), unsure.settlement.next),
         (vec![Unknown, Waiting, Sent, Failed, Unknown], at_once)
     );
-    let held = decision(&mixed(), &Verdict::Hold(failure()), now);
+    let held = decision(&mixed(), &Verdict::Hold(failure()), &john(), now);
     assert_eq!((states(&held)[0], held.settlement.next), (Unknown, Next::Held));
     let all = due(vec![recipient("a@x", Unknown, None), recipient("b@x", Sent, None)]);
-    let done = decision(&all, &Verdict::Sent("Sent".to_owned()), now);
+    let done = decision(&all, &Verdict::Sent("Sent".to_owned()), &john(), now);
     assert_eq!(done.settlement.next, Next::Done);
 }
 
@@ -177,13 +181,12 @@ fn header(received: &str, to: &str) -> Vec<u8> {
 
 #[test]
 fn the_queue_id_tells_transactions_with_one_message_id_apart_and_else_their_recipients() {
-    let mailbox = Address::normalise("john@example.com").unwrap();
     let two = due(vec![
         recipient("a@x.test", RecipientState::Unknown, None),
         recipient("b@x.test", RecipientState::Unknown, None),
         recipient("c@x.test", RecipientState::Waiting, None),
     ]);
-    let sought = Sought::new(&two, &mailbox);
+    let sought = Sought::new(&two, &john());
     assert_eq!(two.id.to_string(), "11");
     let theirs = OURS.replace("id 11", "id 12");
     let table = [
@@ -204,23 +207,29 @@ fn the_queue_id_tells_transactions_with_one_message_id_apart_and_else_their_reci
 
 #[test]
 fn the_copy_of_a_portion_that_was_sent_before_is_not_taken_for_this_one() {
-    let mailbox = Address::normalise("john@example.com").unwrap();
-    let sent = |address, reply| recipient(address, RecipientState::Sent, Some(reply));
+    let sent = |address, mailbox: &str, attempt| Recipient {
+        sent_by: Some(SentBy { mailbox: Address::normalise(mailbox).unwrap(), attempt }),
+        ..recipient(address, RecipientState::Sent, Some("250 2.0.0 OK <1@odoo>"))
+    };
+    let (john_s, jane_s) = ("john@example.com", "jane@example.com");
     let unknown = || recipient("z@x.test", RecipientState::Unknown, None);
     let known = |recipients| {
-        let sought = Sought::new(&due(recipients), &mailbox);
+        let sought = Sought::new(&due(recipients), &john());
         (0..9).find(|&copies| sought.is_among(copies)).unwrap()
     };
     assert_eq!(known(vec![unknown()]), 1);
-    assert_eq!(known(vec![sent("a@x", "250 OK <1>"), sent("b@x", "250 OK <1>"), unknown()]), 2);
-    assert_eq!(known(vec![sent("a@x", "250 OK <1>"), sent("b@x", "250 OK <2>"), unknown()]), 3);
+    assert_eq!(known(vec![sent("a@x", john_s, 1), sent("b@x", john_s, 1), unknown()]), 2);
+    assert_eq!(known(vec![sent("a@x", john_s, 1), sent("b@x", john_s, 2), unknown()]), 3, "with one reply");
+    assert_eq!(known(vec![sent("a@x", jane_s, 1), sent("b@x", john_s, 2), unknown()]), 2, "elsewhere");
+    let found = decision(&due(vec![unknown()]), &Verdict::Sent("Sent".to_owned()), &john(), at(200));
+    let by = SentBy { mailbox: john(), attempt: 1 };
+    assert_eq!(found.settlement.recipients[0].sent_by, Some(by));
 }
 
 #[test]
 fn a_message_without_an_id_is_looked_for_by_the_one_that_it_got() {
-    let mailbox = Address::normalise("john@example.com").unwrap();
     let without = Due { message_id: None, ..one() };
-    assert_eq!(Sought::new(&without, &mailbox).message_id, "<11@example.com>");
+    assert_eq!(Sought::new(&without, &john()).message_id, "<11@example.com>");
 }
 
 proptest! {
@@ -257,7 +266,6 @@ proptest! {
 
     #[test]
     fn no_header_confuses_it(header: Vec<u8>) {
-        let mailbox = Address::normalise("john@example.com").unwrap();
-        Sought::new(&one(), &mailbox).is_copy(&header);
+            Sought::new(&one(), &john()).is_copy(&header);
     }
 }

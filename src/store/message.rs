@@ -66,6 +66,25 @@ pub struct Recipient {
     /// The last reply to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply: Option<String>,
+    /// What it was sent by, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sent_by: Option<SentBy>,
+}
+
+/// A transaction that the service took: it left one copy in that mailbox's folder of sent mail.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SentBy {
+    /// The mailbox that it went out through: a message may change to another one half-way.
+    pub mailbox: Address,
+    /// The number of the attempt.
+    pub attempt: u32,
+}
+
+impl Recipient {
+    /// A recipient to send to.
+    pub fn waiting(address: impl Into<String>) -> Self {
+        Self { address: address.into(), state: RecipientState::Waiting, reply: None, sent_by: None }
+    }
 }
 
 /// A message whose time has come.

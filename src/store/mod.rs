@@ -26,7 +26,8 @@ pub use by_hand::Selection;
 pub use error::Error;
 pub use inbox::{InboxLine, Mark, PushState, Received};
 pub use message::{
-    Attempt, Due, NewMessage, Next, Queued, QueuedState, Recipient, RecipientState, Settlement, Totals,
+    Attempt, Due, NewMessage, Next, Queued, QueuedState, Recipient, RecipientState, SentBy, Settlement,
+    Totals,
 };
 pub use overview::{ConsentAge, FailedMessage, RefusedMessage};
 pub use pace::Pace;

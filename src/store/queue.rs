@@ -1,8 +1,6 @@
 //! The queue's rows: accepted messages, their recipients, their attempts.
 
-use super::message::{
-    Attempt, Due, NewMessage, Next, Queued, QueuedState, Recipient, RecipientState, Settlement, Totals,
-};
+use super::message::{Attempt, Due, NewMessage, Next, Queued, QueuedState, Recipient, Settlement, Totals};
 use super::writer::Write;
 use super::{Error, QueueId, Store, millis, pace, report, timestamp, unknown};
 use crate::address::Address;
@@ -311,12 +309,7 @@ pub(super) async fn apply(write: &QueueWrite, connection: &mut SqliteConnection)
 }
 
 async fn accept(message: &NewMessage, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-    let waiting = |address: &String| Recipient {
-        address: address.clone(),
-        state: RecipientState::Waiting,
-        reply: None,
-    };
-    let recipients: Vec<Recipient> = message.envelope.recipients.iter().map(waiting).collect();
+    let recipients: Vec<Recipient> = message.envelope.recipients.iter().map(Recipient::waiting).collect();
     let size = i64::try_from(message.content.len()).unwrap_or(i64::MAX);
     sqlx::query(
         "INSERT INTO message (id, received_at, mail_from, recipients, smtputf8, eight_bit, header_from, message_id, \

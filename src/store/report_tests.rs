@@ -11,9 +11,9 @@ async fn failed(store: &Store, recipients: &[&str]) -> QueueId {
     store.accept(new).await.unwrap();
     store.book(id, 1, at(1)).await.unwrap();
     let refused = |address: &&str| Recipient {
-        address: (*address).to_owned(),
         state: RecipientState::Failed,
         reply: Some("550 5.1.1 unknown".to_owned()),
+        ..Recipient::waiting(*address)
     };
     let report = NewReport {
         message_id: Some("<1@odoo>".to_owned()),

@@ -98,7 +98,7 @@ async fn an_attempt_is_booked_once_and_settled() {
     assert!(store.due(&john(), at(9), 10).await.unwrap().is_empty(), "being sent");
     assert!(store.book(id, 1, at(1)).await.is_err(), "a second worker must not send it as well");
 
-    let recipient = |address: &str, state| Recipient { address: address.to_owned(), state, reply: None };
+    let recipient = |address: &str, state| Recipient { state, ..Recipient::waiting(address) };
     let settlement = Settlement {
         id,
         at: at(2),

@@ -32,15 +32,10 @@ async fn the_pace_survives_and_what_was_never_asked_for_is_given_back() {
         let id = new.id;
         opened.store.accept(new).await.unwrap();
         opened.store.book(id, u32::try_from(recipients.len()).unwrap(), at(61)).await.unwrap();
-        let waiting = |address: &&str| Recipient {
-            address: (*address).to_owned(),
-            state: RecipientState::Waiting,
-            reply: None,
-        };
         settlement = Some(Settlement {
             id,
             at: at(62),
-            recipients: recipients.iter().map(waiting).collect(),
+            recipients: recipients.iter().copied().map(Recipient::waiting).collect(),
             class: Some(Class::Transient),
             code: String::new(),
             reply: String::new(),
@@ -92,7 +87,7 @@ async fn an_unknown_outcome_keeps_its_age_until_it_is_resolved_or_a_person_steps
     let settlement = |next, state, second| Settlement {
         id,
         at: at(second),
-        recipients: vec![Recipient { address: "a@x.test".to_owned(), state, reply: None }],
+        recipients: vec![Recipient { state, ..Recipient::waiting("a@x.test") }],
         class: None,
         code: String::new(),
         reply: String::new(),
