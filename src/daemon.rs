@@ -7,8 +7,7 @@ use crate::admin::{self, Sources};
 use crate::config::Config;
 use crate::consent::Consents;
 use crate::counters::Counters;
-use crate::delivery::OnUnknown;
-use crate::delivery::Worker;
+use crate::delivery::{OnUnknown, Worker};
 use crate::doctor::Doctor;
 use crate::fetch::Inbox;
 use crate::inherited::Inherited;
@@ -16,7 +15,7 @@ use crate::mailbox::Mailbox;
 use crate::microsoft::expiry;
 use crate::odoo::Gateway;
 use crate::reports::{Feed, Reporter};
-use crate::store::{self, Store};
+use crate::store::{self, Store, Stray};
 use crate::submission::{Intake, Listener, Sockets};
 use crate::tokens::Tokens;
 use crate::{clock, tls, tokens};
@@ -310,11 +309,21 @@ async fn watch_changes(store: Store, tokens: Tokens, soft: CancellationToken) ->
 async fn take_in_strays(config: &Config, store: &Store) -> anyhow::Result<()> {
     let known: Vec<_> = config.mailboxes.iter().map(|mailbox| mailbox.address.clone()).collect();
     let routes = config.routes();
-    for (id, before, from, mail_from) in store.strays(&known).await? {
+    for Stray { id, mailbox: before, from, mail_from, unknown } in store.strays(&known).await? {
         let route = routes.route(from.as_deref(), &mail_from)?;
-        let mailbox = config.mailboxes.iter().find(|mailbox| mailbox.address == route.mailbox);
-        let hold = mailbox.is_some_and(|mailbox| mailbox.delivery.on_unknown == OnUnknown::Hold);
-        tracing::warn!(%id, %before, mailbox = %route.mailbox, "routed anew: its mailbox left the configuration");
+        let to = config.mailboxes.iter().find(|mailbox| mailbox.address == route.mailbox);
+        let hold = to.is_some_and(|mailbox| mailbox.delivery.on_unknown == OnUnknown::Hold);
+        let advice = match (unknown, hold) {
+            (false, _) => None,
+            (true, false) => {
+                Some("it may have been sent before, which nobody can find out now: it is sent again")
+            }
+            (true, true) => Some(
+                "it may have been sent before, which nobody can find out now: ask a recipient, then `outlook-relay queue \
+                 retry` or `queue cancel`",
+            ),
+        };
+        tracing::warn!(%id, %before, mailbox = %route.mailbox, unknown, advice, "routed anew: its mailbox left the configuration");
         store.reroute(id, route.mailbox, route.rule, route.new_from, hold).await?;
     }
     Ok(())

@@ -228,7 +228,7 @@ impl Context {
 
     /// Writes an outcome down, however long that takes: what was sent must not be sent again. Only a store that is
     /// closed, in a shutdown, ends it; the outcome is then unknown at the next start.
-    pub(super) async fn settle(&self, settlement: &Settlement) {
+    async fn settle(&self, settlement: &Settlement) {
         let mut wait = Duration::from_secs(1);
         loop {
             match self.store.settle(settlement.clone()).await {

@@ -231,9 +231,14 @@ impl Search<'_> {
         let verdict = sent::verdict(due, looked, config, when);
         let mut decision = sent::decision(due, &verdict, mailbox, now);
         self.context.report(due, &mut decision).await;
-        if let Err(error) = store.resolve(decision.settlement.clone()).await {
-            self.context.store_failed(&error);
-            return false;
+        match store.resolve(due, decision.settlement.clone()).await {
+            Ok(true) => {}
+            // A person did something else with it.
+            Ok(false) => return true,
+            Err(error) => {
+                self.context.store_failed(&error);
+                return false;
+            }
         }
         self.context.store_trouble.well();
         self.say(due, &verdict);

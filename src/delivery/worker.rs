@@ -323,8 +323,12 @@ impl Worker {
         for due in old.iter().filter(|due| !state.sending.contains(&due.id)) {
             let mut decision = outcome::give_up(due, &pause.failure, now);
             self.context.report(due, &mut decision).await;
-            self.context.settle(&decision.settlement).await;
-            self.context.log(due, &decision);
+            match self.context.store.resolve(due, decision.settlement.clone()).await {
+                Ok(true) => self.context.log(due, &decision),
+                // A person cancelled it, or had it tried anew, in this moment.
+                Ok(false) => {}
+                Err(error) => return self.context.store_failed(&error),
+            }
         }
     }
 

@@ -34,7 +34,7 @@ pub use pace::Pace;
 pub use quarantine::{Quarantined, QuarantinedId};
 pub use report::{AfterPush, NewReport, Report, ReportTotals};
 pub use tokens::StoredToken;
-pub use waiting::Reroutable;
+pub use waiting::{Reroutable, Stray};
 pub use writer::{Writer, Written};
 
 use crate::address::Address;
@@ -443,10 +443,12 @@ fn timestamp(millis: i64) -> Timestamp {
 }
 
 #[cfg(test)]
+mod queue_tests;
+#[cfg(test)]
 mod report_tests;
 #[cfg(test)]
 mod sealed_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
-mod unknown_tests;
+mod waiting_tests;

@@ -1,6 +1,8 @@
 //! The queue's rows: accepted messages, their recipients, their attempts.
 
 use super::message::{Attempt, Due, NewMessage, Next, Queued, QueuedState, Recipient, Settlement, Totals};
+use super::unknown::Seen;
+use super::waiting::Stray;
 use super::writer::Write;
 use super::{Error, QueueId, Store, millis, pace, report, timestamp, unknown};
 use crate::address::Address;
@@ -28,7 +30,7 @@ pub(super) enum QueueWrite {
     Book { id: QueueId, recipients: u32, now: Timestamp },
     HandOver { id: QueueId, recipients: Vec<Recipient> },
     Settle(Box<Settlement>),
-    Resolve(Box<Settlement>),
+    Resolve(Box<Settlement>, Seen),
     Recover(Timestamp),
     SetAside(QueueId),
     Reroute { id: QueueId, mailbox: Address, rule: Rule, new_from: Option<String>, hold: bool },
@@ -41,7 +43,7 @@ impl QueueWrite {
             Self::Book { .. } => "book an attempt",
             Self::HandOver { .. } => "write down who is handed over",
             Self::Settle(_) => "settle an attempt",
-            Self::Resolve(_) => "resolve an unknown outcome",
+            Self::Resolve(..) => "resolve an unknown outcome",
             Self::Recover(_) => "take up interrupted attempts",
             Self::SetAside(_) => "set an unreadable message aside",
             Self::Reroute { .. } => "route a message anew",
@@ -78,8 +80,9 @@ impl Store {
         self.write(Write::Queue(QueueWrite::Settle(Box::new(settlement)))).await
     }
 
-    /// Gives a message another mailbox. One whose outcome is unknown is no longer looked for, since the other mailbox
-    /// cannot tell: it is held for a person, if `hold`, or else sent.
+    /// Gives a message that is not being sent another mailbox: its own left the configuration, or cannot send. Where its
+    /// outcome is unknown, nobody can look for it any more, least of all among what the other mailbox sent: it is due
+    /// again, or with `hold` held for a person.
     ///
     /// # Errors
     /// The disk's.
@@ -252,19 +255,17 @@ impl Store {
             .collect()
     }
 
-    /// The waiting messages of mailboxes that are not among `known`: id, mailbox, From and reverse-path.
+    /// The messages of mailboxes that are not among `known`, those that were given up included: a person may have them
+    /// tried again.
     ///
     /// # Errors
     /// The disk's.
-    pub async fn strays(
-        &self,
-        known: &[Address],
-    ) -> Result<Vec<(QueueId, String, Option<String>, String)>, Error> {
+    pub async fn strays(&self, known: &[Address]) -> Result<Vec<Stray>, Error> {
         let known: Vec<&str> = known.iter().map(Address::as_str).collect();
         let known = serde_json::to_string(&known).map_err(|error| Error::Row { what: error.to_string() })?;
-        let rows: Vec<(i64, String, Option<String>, String)> = sqlx::query_as(
-            "SELECT id, mailbox, header_from, mail_from FROM message \
-             WHERE state <> 'failed' AND mailbox NOT IN (SELECT value FROM json_each($1)) ORDER BY id",
+        let rows: Vec<(i64, String, Option<String>, String, bool)> = sqlx::query_as(
+            "SELECT id, mailbox, header_from, mail_from, state = 'waiting' AND unknown_since IS NOT NULL FROM message \
+             WHERE mailbox NOT IN (SELECT value FROM json_each($1)) ORDER BY id",
         )
         .bind(known)
         .fetch_all(&self.readers)
@@ -272,7 +273,13 @@ impl Store {
         .map_err(|source| Error::Read { operation: "messages of unknown mailboxes", source })?;
         Ok(rows
             .into_iter()
-            .map(|(id, mailbox, from, mail_from)| (QueueId(id), mailbox, from, mail_from))
+            .map(|(id, mailbox, from, mail_from, unknown)| Stray {
+                id: QueueId(id),
+                mailbox,
+                from,
+                mail_from,
+                unknown,
+            })
             .collect())
     }
 }
@@ -283,7 +290,7 @@ pub(super) async fn apply(write: &QueueWrite, connection: &mut SqliteConnection)
         QueueWrite::Book { id, recipients, now } => book(*id, *recipients, *now, connection).await,
         QueueWrite::HandOver { id, recipients } => unknown::hand_over(*id, recipients, connection).await,
         QueueWrite::Settle(settlement) => settle(settlement, connection).await,
-        QueueWrite::Resolve(settlement) => unknown::resolve(settlement, connection).await,
+        QueueWrite::Resolve(settlement, seen) => unknown::resolve(settlement, *seen, connection).await,
         QueueWrite::Recover(now) => unknown::recover(*now, connection).await,
         QueueWrite::SetAside(id) => {
             sqlx::query("UPDATE message SET state = 'failed' WHERE id = $1 AND state = 'waiting'")
@@ -293,8 +300,9 @@ pub(super) async fn apply(write: &QueueWrite, connection: &mut SqliteConnection)
                 .map(drop)
         }
         QueueWrite::Reroute { id, mailbox, rule, new_from, hold } => sqlx::query(
-            "UPDATE message SET mailbox = $1, rule = $2, new_from = $3, unknown_since = NULL, \
-             state = CASE WHEN $5 AND unknown_since IS NOT NULL THEN 'held' ELSE state END \
+            "UPDATE message SET mailbox = $1, rule = $2, new_from = $3, \
+             state = CASE WHEN state = 'waiting' AND unknown_since IS NOT NULL AND $5 THEN 'held' ELSE state END, \
+             unknown_since = CASE WHEN state = 'held' OR $5 THEN unknown_since END \
              WHERE id = $4 AND state <> 'sending'",
         )
         .bind(mailbox.as_str())

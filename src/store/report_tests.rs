@@ -1,11 +1,11 @@
-//! Reports of failures, on a real SQLite file.
+//! Reports of failures on a real SQLite file.
 
 use super::tests::{at, john, message, open};
 use super::*;
 use crate::failure::Class;
 
 /// A message that was given up at second 10, with a report for each of its recipients.
-async fn failed(store: &Store, recipients: &[&str]) -> QueueId {
+pub(super) async fn failed(store: &Store, recipients: &[&str]) -> QueueId {
     let new = message(store, recipients);
     let id = new.id;
     store.accept(new).await.unwrap();
@@ -117,4 +117,19 @@ async fn what_failed_is_kept_for_its_time_and_until_it_was_reported() {
     let waiting = store.queued(None, 10).await.unwrap()[0].id;
     store.tidy(vec![waiting], at(0)).await.unwrap();
     assert_eq!(queued().await, 1, "what is not given up is never deleted");
+}
+
+#[tokio::test]
+async fn a_push_that_a_wrong_clock_put_off_is_not_waited_for() {
+    let opened = open().await;
+    let store = &opened.store;
+    failed(store, &["a@x.test", "b@x.test"]).await;
+    let year = 365 * 86_400;
+    for (id, second) in [(1, year), (2, 20 + 3600)] {
+        let again = AfterPush::Again { at: at(second), answer: String::new(), unclear: false };
+        store.settle_report(id, again).await.unwrap();
+    }
+    store.forget_future(at(20)).await.unwrap();
+    let due: Vec<i64> = store.reports_due(at(20), 10).await.unwrap().iter().map(|due| due.id).collect();
+    assert_eq!(due, [1], "an ordinary wait goes on");
 }

@@ -8,6 +8,14 @@ use crate::address::Address;
 use jiff::Timestamp;
 use sqlx::SqliteConnection;
 
+/// The message as it was read: whoever decided on that must not overrule what happened to it since.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    attempts: u32,
+    tried_since: Timestamp,
+    unknown: bool,
+}
+
 impl Store {
     /// Writes down, before DATA, to whom the attempt under way hands its message over, where that is not everybody who
     /// waits: those are [`RecipientState::Unknown`] from here on, should the relay stop in the middle.
@@ -18,13 +26,20 @@ impl Store {
         self.write(Write::Queue(QueueWrite::HandOver { id, recipients })).await
     }
 
-    /// Writes down what is known now of a message whose outcome was unknown. One that somebody else changed in the
-    /// meantime stays as it is: no error either.
+    /// Writes down what becomes, without another attempt, of a message that waits: what is known now where its outcome
+    /// was unknown, or that it is given up. Returns whether that was written: one that a person cancelled or had tried
+    /// anew since `due` was read stays as it is.
     ///
     /// # Errors
-    /// The disk's; then it is still unknown.
-    pub async fn resolve(&self, settlement: Settlement) -> Result<(), Error> {
-        self.write(Write::Queue(QueueWrite::Resolve(Box::new(settlement)))).await
+    /// The disk's; then nothing has changed.
+    pub async fn resolve(&self, due: &Due, settlement: Settlement) -> Result<bool, Error> {
+        let Due { attempts, tried_since, unknown_since, .. } = due;
+        let seen = Seen { attempts: *attempts, tried_since: *tried_since, unknown: unknown_since.is_some() };
+        match self.write(Write::Queue(QueueWrite::Resolve(Box::new(settlement), seen))).await {
+            Ok(()) => Ok(true),
+            Err(Error::Write { source: sqlx::Error::RowNotFound, .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// At the start: attempts that a crash cut short have an unknown outcome, and their messages are due at once, to be
@@ -70,17 +85,22 @@ pub(super) async fn hand_over(
 
 pub(super) async fn resolve(
     settlement: &Settlement,
+    seen: Seen,
     connection: &mut SqliteConnection,
 ) -> Result<(), sqlx::Error> {
     let still: Option<i64> = sqlx::query_scalar(
-        "SELECT id FROM message WHERE id = $1 AND state = 'waiting' AND unknown_since IS NOT NULL",
+        "SELECT id FROM message WHERE id = $1 AND state = 'waiting' AND (unknown_since IS NOT NULL) = $2 \
+         AND attempts = $3 AND coalesce(tried_since, received_at) = $4",
     )
     .bind(settlement.id.0)
+    .bind(seen.unknown)
+    .bind(i64::from(seen.attempts))
+    .bind(millis(seen.tried_since))
     .fetch_optional(&mut *connection)
     .await?;
     match still {
         Some(_) => settle(settlement, connection).await,
-        None => Ok(()),
+        None => Err(sqlx::Error::RowNotFound),
     }
 }
 

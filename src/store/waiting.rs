@@ -15,6 +15,21 @@ pub struct Reroutable {
     pub mail_from: String,
 }
 
+/// A message whose mailbox is not there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stray {
+    /// Its id.
+    pub id: QueueId,
+    /// The mailbox that it was to go out through.
+    pub mailbox: String,
+    /// Its From, decoded.
+    pub from: Option<String>,
+    /// The envelope's sender.
+    pub mail_from: String,
+    /// Whether that mailbox may have sent it, and it is still to be found out.
+    pub unknown: bool,
+}
+
 impl Store {
     /// The messages of a mailbox after `after` that wait, and of which it is known that nobody has got them.
     ///

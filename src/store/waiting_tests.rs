@@ -1,56 +1,9 @@
-//! What a restart, a lost answer and a clock leave behind, on a real SQLite file.
+//! What waits, on a real SQLite file: unknown outcomes, old mail, a clock that was set back.
 
 use super::tests::{at, john, message, open};
 use super::*;
 use crate::failure::Class;
 use crate::routing::Rule;
-
-#[tokio::test]
-async fn an_interrupted_attempt_is_unknown_after_the_restart() {
-    let opened = open().await;
-    let new = message(&opened.store, &["a@x.test"]);
-    let id = new.id;
-    opened.store.accept(new).await.unwrap();
-    opened.store.book(id, 1, at(1)).await.unwrap();
-    let opened = opened.reopen().await;
-    assert!(opened.store.due(&john(), at(5), 10).await.unwrap().is_empty());
-    opened.store.recover(at(5)).await.unwrap();
-    assert!(opened.store.due(&john(), at(5), 10).await.unwrap().is_empty(), "not to be sent");
-    assert_eq!(opened.store.next_due(&john(), false).await.unwrap(), None);
-    assert_eq!(opened.store.next_due(&john(), true).await.unwrap(), Some(at(5)));
-    assert_eq!(opened.store.unknown(&john(), at(5), 10).await.unwrap()[0].id, id, "but to be looked for");
-    let attempts = opened.store.attempts(id).await.unwrap();
-    assert_eq!(attempts[0].outcome.as_deref(), Some("unknown"));
-}
-
-#[tokio::test]
-async fn the_pace_survives_and_what_was_never_asked_for_is_given_back() {
-    let opened = open().await;
-    let mut settlement = None;
-    for recipients in [&["a@x.test"][..], &["b@x.test", "c@x.test"]] {
-        let new = message(&opened.store, recipients);
-        let id = new.id;
-        opened.store.accept(new).await.unwrap();
-        opened.store.book(id, u32::try_from(recipients.len()).unwrap(), at(61)).await.unwrap();
-        settlement = Some(Settlement {
-            id,
-            at: at(62),
-            recipients: recipients.iter().copied().map(Recipient::waiting).collect(),
-            class: Some(Class::Transient),
-            code: String::new(),
-            reply: String::new(),
-            next: Next::Again { at: at(62), unknown: false },
-            paced: false,
-            report: None,
-        });
-    }
-    let opened = opened.reopen().await;
-    let pace = |messages, recipients| Pace { minute: at(60), messages, recipients };
-    assert_eq!(opened.store.pace(&john(), at(0)).await.unwrap(), [pace(2, 3)]);
-    assert_eq!(opened.store.pace(&john(), at(120)).await.unwrap(), []);
-    opened.store.settle(settlement.unwrap()).await.unwrap();
-    assert_eq!(opened.store.pace(&john(), at(0)).await.unwrap(), [pace(1, 1)]);
-}
 
 #[tokio::test]
 async fn an_interrupted_attempt_may_have_reached_those_who_were_handed_over() {
@@ -97,18 +50,19 @@ async fn an_unknown_outcome_keeps_its_age_until_it_is_resolved_or_a_person_steps
     };
     let again = |second, unknown| Next::Again { at: at(second), unknown };
     store.settle(settlement(again(2, true), RecipientState::Unknown, 2)).await.unwrap();
-    store.resolve(settlement(again(10, true), RecipientState::Unknown, 5)).await.unwrap();
+    let due = store.unknown(&john(), at(2), 10).await.unwrap().remove(0);
+    assert!(store.resolve(&due, settlement(again(10, true), RecipientState::Unknown, 5)).await.unwrap());
     assert!(store.unknown(&john(), at(9), 10).await.unwrap().is_empty());
     assert_eq!(store.unknown(&john(), at(10), 10).await.unwrap()[0].unknown_since, Some(at(2)));
     assert!(store.accepted_by(&john(), at(10), 10).await.unwrap().is_empty(), "not given up unseen");
     assert!(store.reroutable(&john(), None, 10).await.unwrap().is_empty(), "nor rerouted");
     assert_eq!(store.totals().await.unwrap()[0].1.recipients, 1);
 
-    store.resolve(settlement(Next::Held, RecipientState::Unknown, 11)).await.unwrap();
+    assert!(store.resolve(&due, settlement(Next::Held, RecipientState::Unknown, 11)).await.unwrap());
     assert!(store.unknown(&john(), at(99), 10).await.unwrap().is_empty());
     let totals = store.totals().await.unwrap()[0].1;
     assert_eq!((totals.waiting, totals.held, totals.recipients), (1, 1, 0));
-    store.resolve(settlement(Next::Done, RecipientState::Sent, 12)).await.unwrap();
+    assert!(!store.resolve(&due, settlement(Next::Done, RecipientState::Sent, 12)).await.unwrap());
     assert_eq!(store.queued(None, 10).await.unwrap()[0].state, QueuedState::Held, "a person decides now");
 }
 
@@ -159,21 +113,71 @@ async fn nothing_waits_for_a_time_that_a_clock_showed_before_it_was_set_back() {
     assert_eq!(opened.store.pace(&john(), at(-day)).await.unwrap().len(), 1);
 }
 
+fn jane() -> Address {
+    Address::normalise("jane@example.com").unwrap()
+}
+
 #[tokio::test]
-async fn an_unknown_outcome_is_not_looked_for_in_another_mailbox() {
-    let opened = open().await;
-    let store = &opened.store;
-    let jane = Address::normalise("jane@example.com").unwrap();
-    for hold in [true, false] {
+async fn what_another_mailbox_may_have_sent_is_not_looked_for_among_what_this_one_did() {
+    for hold in [false, true] {
+        let opened = open().await;
+        let store = &opened.store;
         let new = message(store, &["a@x.test"]);
         let id = new.id;
         store.accept(new).await.unwrap();
         store.book(id, 1, at(1)).await.unwrap();
-        store.recover(at(5)).await.unwrap();
-        store.reroute(id, jane.clone(), Rule::First, None, hold).await.unwrap();
-        assert!(store.unknown(&jane, at(9), 10).await.unwrap().is_empty());
-        let state = store.queued_one(id).await.unwrap().unwrap().state;
-        assert_eq!(state == QueuedState::Held, hold);
-        assert_eq!(store.due(&jane, at(9), 10).await.unwrap().len(), usize::from(!hold));
+        store.recover(at(2)).await.unwrap();
+        let strays = store.strays(&[jane()]).await.unwrap();
+        assert!(strays[0].unknown && strays[0].mailbox == "john@example.com", "{strays:?}");
+        store.reroute(id, jane(), Rule::First, None, hold).await.unwrap();
+        assert!(store.unknown(&jane(), at(99), 10).await.unwrap().is_empty());
+        let queued = store.queued_one(id).await.unwrap().unwrap();
+        assert_eq!(queued.state, if hold { QueuedState::Held } else { QueuedState::Waiting });
+        assert_eq!(queued.recipients[0].state, RecipientState::Unknown, "it may have been sent");
+        assert_eq!(store.due(&jane(), at(99), 10).await.unwrap().len(), usize::from(!hold));
     }
+}
+
+#[tokio::test]
+async fn what_was_given_up_has_a_mailbox_that_can_try_it_again() {
+    let opened = open().await;
+    let id = super::report_tests::failed(&opened.store, &["a@x.test"]).await;
+    assert_eq!(opened.store.strays(&[jane()]).await.unwrap()[0].id, id);
+    opened.store.reroute(id, jane(), Rule::First, None, false).await.unwrap();
+    assert!(opened.store.retry(id, at(20)).await.unwrap());
+    assert_eq!(opened.store.due(&jane(), at(20), 10).await.unwrap()[0].id, id);
+}
+
+#[tokio::test]
+async fn who_gives_a_message_up_does_not_overrule_a_person_who_was_faster() {
+    let opened = open().await;
+    let store = &opened.store;
+    let new = message(store, &["a@x.test"]);
+    let id = new.id;
+    store.accept(new).await.unwrap();
+    let report = |about: &'static str| NewReport {
+        message_id: None,
+        reports: vec![("a@x.test".to_owned(), about.into())],
+        due_at: at(0),
+    };
+    let given_up = || Settlement {
+        id,
+        at: at(9),
+        recipients: vec![Recipient { state: RecipientState::Failed, ..Recipient::waiting("a@x.test") }],
+        class: Some(Class::Administrator),
+        code: String::new(),
+        reply: String::new(),
+        next: Next::Failed,
+        paced: true,
+        report: Some(report("given up")),
+    };
+    let due = async || store.accepted_by(&john(), at(9), 10).await.unwrap().remove(0);
+    let before = due().await;
+    assert!(store.retry(id, at(8)).await.unwrap());
+    assert!(!store.resolve(&before, given_up()).await.unwrap(), "it is tried anew");
+    let before = due().await;
+    let queued = store.queued_one(id).await.unwrap().unwrap();
+    assert!(store.cancel(&queued, Some(report("cancelled")), at(9)).await.unwrap());
+    assert!(!store.resolve(&before, given_up()).await.unwrap(), "it is gone");
+    assert_eq!(store.report_totals().await.unwrap().waiting, 1, "and Odoo hears of that once");
 }
