@@ -31,7 +31,7 @@ pub enum Error {
     Read,
 }
 
-/// No answer that the gateway asks for nests deeper. (The parser recurses, so depth must have a bound.)
+/// No answer that is asked for nests deeper. (The parser recurses, so depth must have a bound.)
 const MOST_NESTED: usize = 64;
 
 /// What stands in a call where the message goes; no text can contain it, since `<` is escaped there.
@@ -67,6 +67,20 @@ pub fn execute(
     method: &str,
     arguments: Vec<Value>,
 ) -> Result<String, Error> {
+    execute_kw(caller, model, method, arguments, BTreeMap::new())
+}
+
+/// The same with keyword arguments.
+///
+/// # Errors
+/// None that a configuration could cause.
+pub fn execute_kw(
+    caller: Caller<'_>,
+    model: &str,
+    method: &str,
+    arguments: Vec<Value>,
+    keywords: BTreeMap<String, Value>,
+) -> Result<String, Error> {
     let params = vec![
         string(caller.database),
         Value::Integer(caller.uid),
@@ -74,9 +88,17 @@ pub fn execute(
         string(model),
         string(method),
         Value::Array(arguments),
-        Value::Struct(BTreeMap::new()),
+        Value::Struct(keywords),
     ];
     write("execute_kw", params)
+}
+
+/// `version()` of `/xmlrpc/2/common`, which needs no login.
+///
+/// # Errors
+/// None that a configuration could cause.
+pub fn version() -> Result<String, Error> {
+    write("version", Vec::new())
 }
 
 /// `message_process(fallback model or false, message)`: written around the message, which is large, so that it is
@@ -122,8 +144,7 @@ fn write(method: &str, params: Vec<Value>) -> Result<String, Error> {
 /// # Errors
 /// An answer that is no XML-RPC, or that nests absurdly.
 pub fn read(answer: &str) -> Result<Reply, Error> {
-    let opened = |tag| answer.matches(tag).count();
-    if opened("<array") + opened("<struct") > MOST_NESTED {
+    if nests(answer) > MOST_NESTED {
         return Err(Error::Read);
     }
     // A fault is no method response to the parser, so it is tried second.
@@ -132,6 +153,23 @@ pub fn read(answer: &str) -> Result<Reply, Error> {
     }
     let fault = FaultResponse::from_xml(answer).map_err(|_| Error::Read)?.fault;
     Ok(Reply::Fault { code: fault.code(), text: fault.string().to_owned() })
+}
+
+/// How deep arrays and structs nest, or more. Comments and CDATA, which Odoo never writes, could hide an end that is none.
+fn nests(answer: &str) -> usize {
+    if answer.contains("<!") {
+        return usize::MAX;
+    }
+    let (mut depth, mut deepest) = (0_usize, 0);
+    for tag in answer.split('<') {
+        if tag.starts_with("array") || tag.starts_with("struct") {
+            depth += 1;
+            deepest = deepest.max(depth);
+        } else if tag.starts_with("/array") || tag.starts_with("/struct") {
+            depth = depth.saturating_sub(1);
+        }
+    }
+    deepest
 }
 
 #[cfg(test)]
@@ -219,9 +257,18 @@ mod tests {
     }
 
     #[test]
+    fn a_long_list_of_records_is_no_deep_one() {
+        let record = "<value><struct><member><name>object_id</name><value><array><data><value><int>1</int></value>\
+                      </data></array></value></member></struct></value>";
+        let answer = python(&format!("<array><data>{}</data></array>", record.repeat(500)));
+        assert!(matches!(read(&answer), Ok(Reply::Value(Value::Array(records))) if records.len() == 500));
+    }
+
+    #[test]
     fn anything_else_is_an_error_and_no_crash() {
         let deep = python(&"<array><data><value>".repeat(10_000));
-        let odd = ["", "<html>", "<methodResponse>", "<?xml version='1.0'?>", &deep];
+        let hidden = python(&"<array><data><value><!-- </array> -->".repeat(10_000));
+        let odd = ["", "<html>", "<methodResponse>", "<?xml version='1.0'?>", &deep, &hidden];
         for answer in odd {
             assert!(read(answer).is_err(), "{answer:.40}");
         }
