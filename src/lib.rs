@@ -26,6 +26,7 @@ pub mod doctor;
 pub mod failure;
 pub mod fetch;
 pub mod imap;
+pub mod import;
 pub mod inherited;
 pub mod logging;
 pub mod mailbox;

@@ -15,6 +15,7 @@ mod daemon;
 mod disk;
 mod doctor;
 mod faults;
+mod import;
 mod inbox_once;
 mod incoming;
 mod matrix;

@@ -3,6 +3,7 @@
 mod check;
 mod connect;
 mod doctor;
+mod import;
 mod inbox;
 mod invite;
 mod manual;
@@ -99,6 +100,9 @@ enum Command {
     /// Looks after the received mail that Odoo refuses.
     #[command(subcommand)]
     Inbox(InboxCommand),
+    /// Takes over an Odoo that used its own Outlook modules: reads it as a system administrator, and writes relay.toml,
+    /// the secrets and the tokens.
+    ImportOdoo(import::Arguments),
     /// Looks after the store.
     #[command(subcommand)]
     Store(StoreCommand),
@@ -179,6 +183,9 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
     if let Command::Manual { folder } = &cli.command {
         return manual::manual(folder);
     }
+    if let Command::ImportOdoo(arguments) = &cli.command {
+        return import::import(arguments, &cli.config, cli.json);
+    }
     let config = Config::load(&cli.config)?;
     match &cli.command {
         Command::Run => run::run(&config),
@@ -207,6 +214,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Manual { folder } => manual::manual(folder),
         Command::Inbox(InboxCommand::List { mailbox }) => inbox::list(&config, mailbox.as_deref(), cli.json),
         Command::Inbox(InboxCommand::Retry(named)) => inbox::retry(&config, named, cli.json),
+        Command::ImportOdoo(arguments) => import::import(arguments, &cli.config, cli.json),
         Command::Store(StoreCommand::RotateKey { lost }) => store::rotate_key(&config, *lost, cli.json),
     }
 }

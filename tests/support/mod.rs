@@ -26,6 +26,7 @@ mod imap_commands;
 mod imap_data;
 mod imap_session;
 pub mod odoo;
+pub mod odoo_records;
 pub mod relay;
 pub mod script;
 pub mod server;
