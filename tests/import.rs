@@ -231,3 +231,104 @@ async fn an_odoo_without_the_fetching_module_is_taken_over() {
     let shown = moving.import(&["--dry-run"]).await.success();
     assert!(!shown.contains("inbox = true") && shown.contains("[[mailbox]]"), "{shown}");
 }
+
+/// What an outgoing server is set to, by its name.
+fn filters(moving: &Move) -> Vec<(String, String)> {
+    let rows = moving.odoo.rows("ir.mail_server").into_iter();
+    let active = rows.filter(|row| row.get("active") != Some(&Value::Bool(false)));
+    active
+        .map(|row| {
+            ["name", "from_filter"].map(|field| row.get(field).and_then(Value::text).unwrap().to_owned())
+        })
+        .map(|[name, filter]| (name, filter))
+        .collect()
+}
+
+#[tokio::test]
+async fn apply_sets_odoo_to_the_relay_and_undo_puts_it_back() {
+    for (version, relay) in [("16.0", ["example.com"].as_slice()), ("19.0", &["example.com,example.org"])] {
+        let moving = Move::of(version).await;
+        let before = moving.odoo.everything();
+        let preview = moving.import(&["--dry-run", "--apply"]).await.success();
+        assert!(preview.contains("outgoing server 2 \"john@example.com\": archived"), "{preview}");
+        assert_eq!(moving.odoo.everything(), before);
+        let said = moving.import(&["--apply"]).await.success();
+        for line in preview.split("changes in Odoo:\n").nth(1).unwrap().lines() {
+            let words = line.trim_start_matches("- ");
+            assert!(said.contains(&format!("Odoo: {words}")), "{words}: {said}");
+        }
+        let servers = filters(&moving);
+        let google = ("Google".to_owned(), "x@gmail.test".to_owned());
+        assert_eq!(servers[0], google, "what is not taken over stays");
+        let to_relay: Vec<&str> = servers[1..].iter().map(|(_, filter)| filter.as_str()).collect();
+        assert_eq!(to_relay, relay, "{version}");
+        let inbox = &moving.odoo.rows("fetchmail.server")[0];
+        assert_eq!(inbox["state"], text("draft"));
+        let everything = format!("{:?}", moving.odoo.everything());
+        for token in moving.world.entra.refresh_tokens() {
+            assert!(!everything.contains(&token), "{version}: {everything}");
+            let record = moving.toml().with_file_name("odoo-before-import.json");
+            assert!(!std::fs::read_to_string(record).unwrap().contains(&token));
+        }
+        let applied = moving.odoo.everything();
+        moving.import(&["--apply"]).await.success();
+        assert_eq!(moving.odoo.everything(), applied, "a second time changes nothing");
+
+        let undone = moving.import(&["--undo"]).await.success();
+        assert!(undone.contains("Odoo is as it was"), "{undone}");
+        let mut expected = before;
+        // Odoo gets a new access token by itself.
+        for rows in expected.values_mut() {
+            for row in rows.iter_mut().filter(|row| row.contains_key("microsoft_outlook_refresh_token")) {
+                if row["microsoft_outlook_refresh_token"] != Value::Bool(false) {
+                    row.insert("microsoft_outlook_access_token".to_owned(), Value::Bool(false));
+                    row.insert("microsoft_outlook_access_token_expiration".to_owned(), Value::Int(0));
+                }
+            }
+        }
+        assert_eq!(moving.odoo.everything(), expected, "{version}");
+        let again = moving.import(&["--undo"]).await;
+        assert!(again.code == Some(1) && again.stderr.contains("nothing to undo"), "{again:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_fails_half_way_is_said_and_can_go_on_or_back() {
+    for go_on in [true, false] {
+        let moving = Move::of("19.0").await;
+        moving.odoo.refuse("fetchmail.server.write", "Somebody uses it.");
+        let half = moving.import(&["--apply"]).await;
+        assert_eq!(half.code, Some(1));
+        assert!(
+            half.stderr.contains("4 of 9 steps") && half.stderr.contains("Somebody uses it."),
+            "{half:?}"
+        );
+        let open = half.stdout.split("Not done yet:").nth(1).unwrap();
+        assert!(open.contains("incoming server 1") && !open.contains("archived"), "{half:?}");
+        moving.odoo.allow_all();
+        if go_on {
+            let rest = moving.import(&["--apply"]).await.success();
+            assert!(rest.contains("not confirmed (draft)") && !rest.contains("archived"), "{rest}");
+            assert_eq!(filters(&moving).len(), 2);
+        } else {
+            moving.import(&["--undo"]).await.success();
+            assert_eq!(moving.odoo.rows("fetchmail.server")[0]["state"], text("done"));
+            assert_eq!(filters(&moving).len(), 4);
+            assert!(filters(&moving).iter().all(|(name, _)| name != "outlook-relay"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_mailbox_that_the_configuration_lacks_stays_in_odoo() {
+    let moving = Move::of("19.0").await;
+    moving.import(&[]).await.success();
+    let token = moving.world.entra.add_mailbox("new@example.com");
+    moving.outgoing("new", "outlook", "new@example.com", 30, &token);
+    let refused = moving.import(&["--apply"]).await;
+    assert!(
+        refused.code == Some(1) && refused.stderr.contains("new@example.com is a mailbox in Odoo"),
+        "{refused:?}"
+    );
+    assert_eq!(moving.odoo.changes(), Vec::<String>::new());
+}

@@ -1,5 +1,7 @@
 //! `import-odoo`: moving over from Odoo's own Outlook modules.
 
+mod apply;
+
 use super::connect::with_store;
 use super::table::wrap;
 use super::{block_on, say, say_json};
@@ -47,8 +49,15 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "URL")]
     store: Option<String>,
     /// Shows what would be done, and writes nothing.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "undo")]
     dry_run: bool,
+    /// Sets Odoo, too: one outgoing server to the relay; the old ones archived, the inboxes that the relay watches no
+    /// longer fetched, Odoo's copies of the tokens cleared. Where relay.toml was written before, only that.
+    #[arg(long, conflicts_with = "undo")]
+    apply: bool,
+    /// Puts Odoo back as it was before --apply.
+    #[arg(long)]
+    undo: bool,
 }
 
 /// The files that are written, none of which may be there before.
@@ -76,6 +85,11 @@ impl Files {
 
 /// The command.
 pub(super) fn import(arguments: &Arguments, config: &Path, json: bool) -> anyhow::Result<ExitCode> {
+    if json && (arguments.apply || arguments.undo) {
+        bail!(
+            "--json shows what is taken over; --apply and --undo tell what they change in words: leave it out"
+        );
+    }
     let files = Files::new(arguments, config);
     let secret = |option: &str, file: &Path| read_secret(file).map_err(|error| anyhow!("{option} {error}"));
     let password = secret("--password-file", &arguments.password_file)?;
@@ -84,6 +98,14 @@ pub(super) fn import(arguments: &Arguments, config: &Path, json: bool) -> anyhow
     let rpc = block_on(async {
         Ok(Rpc::sign_in(&arguments.url, &arguments.database, &arguments.login, password.clone()).await?)
     })?;
+    if arguments.undo {
+        apply::undo(&rpc, &files.toml)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if arguments.apply && !arguments.dry_run && apply::has_begun(&files.toml) {
+        apply::apply(&rpc, &files.toml, None)?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let records = block_on(async { Ok(records::read(&rpc).await?) })?;
     let plan = plan(&records)?;
     let feed = Feed {
@@ -93,6 +115,10 @@ pub(super) fn import(arguments: &Arguments, config: &Path, json: bool) -> anyhow
         is_administrator: arguments.feed_login.is_none(),
     };
     let toml = relay_toml(&plan, feed, arguments.store.as_deref());
+    if arguments.apply && files.toml.exists() && !arguments.dry_run {
+        apply::apply(&rpc, &files.toml, Some(&plan))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     if !arguments.dry_run {
         let secrets = [(&files.odoo_password, Some(feed_password.unwrap_or(password)))];
         let secrets = secrets.into_iter().chain([(&files.client_secret, plan.client_secret.clone())]);
@@ -103,6 +129,11 @@ pub(super) fn import(arguments: &Arguments, config: &Path, json: bool) -> anyhow
         say_json(&serde_json::json!({"odoo": records.version, "written": written, "plan": plan}))?;
     } else {
         print(&files, &toml, &plan, records.version, arguments.dry_run)?;
+    }
+    if arguments.apply && arguments.dry_run {
+        apply::preview(&rpc, &files.toml, &plan)?;
+    } else if arguments.apply {
+        apply::apply(&rpc, &files.toml, Some(&plan))?;
     }
     Ok(ExitCode::SUCCESS)
 }

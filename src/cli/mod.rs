@@ -102,6 +102,8 @@ enum Command {
     Inbox(InboxCommand),
     /// Takes over an Odoo that used its own Outlook modules: reads it as a system administrator, and writes relay.toml,
     /// the secrets and the tokens.
+    ///
+    /// Odoo itself is only changed with --apply, and put back with --undo.
     ImportOdoo(import::Arguments),
     /// Looks after the store.
     #[command(subcommand)]

@@ -226,7 +226,7 @@ impl Rpc {
     /// Changes a record.
     ///
     /// # Errors
-    /// No rights, values that Odoo refuses, or Odoo is in trouble. Odoo's words are left out where a value is a secret.
+    /// No rights, values that Odoo refuses, or Odoo is in trouble. Odoo's words may repeat a value.
     pub async fn write(&self, model: &str, id: i32, values: Record) -> Result<(), Error> {
         let arguments = vec![Value::Array(vec![Value::Integer(id)]), Value::Struct(values)];
         self.call(model, "write", arguments, Record::new()).await.map(drop)
@@ -301,7 +301,8 @@ impl Rpc {
             Error::Rights { login: self.login.clone(), operation, said }
         } else if said.contains("does not exist") && said.contains("database") {
             Error::Database { database: self.database.clone() }
-        } else if said.contains("doesn't exist") && said.contains("Object ") || said.starts_with("KeyError: ")
+        } else if said.contains("doesn't exist") && said.contains("Object ")
+            || operation.starts_with("read ") && said.starts_with("KeyError: ")
         {
             let model = operation.rsplit(' ').next().unwrap_or_default().to_owned();
             Error::NoModel { model }
