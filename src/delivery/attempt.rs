@@ -131,7 +131,7 @@ impl Context {
         // A message without a Message-ID gets one here: super::sent looks for it by the same.
         let trace = Trace {
             client: None,
-            host: "localhost",
+            host: message::HOST,
             protocol: "ESMTP",
             id: &due.id.to_string(),
             received_at: due.received_at,

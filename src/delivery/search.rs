@@ -191,7 +191,16 @@ impl Search<'_> {
         let mut lost = None;
         for (turn, folder) in line.folders.iter().enumerate() {
             match line.session.examine_listed(folder).await {
-                Ok(_) => {}
+                Ok(Some(_)) => {}
+                // What was selected before it must not be taken for it.
+                Ok(None) => {
+                    for (sought, seen) in sought.iter().zip(&mut seen) {
+                        if !matches!(seen, Seen::Copies(copies, _) if sought.is_among(*copies)) {
+                            *seen = Seen::Failed(unspeakable(folder));
+                        }
+                    }
+                    break;
+                }
                 Err(Error::Lost(failure)) if kept && turn == 0 => return Err(failure),
                 Err(error) => {
                     let failure = error.into_failure();
@@ -332,6 +341,12 @@ fn no_folder() -> Failure {
     let reply = "the server names no folder of sent mail";
     Failure::new(Class::Administrator, "no Sent", reply)
         .advise("without it nobody can tell whether a message was sent: see on_unknown in [delivery]")
+}
+
+fn unspeakable(folder: &str) -> Failure {
+    let reply = format!("the folder {folder:?} cannot be selected: its name is not ASCII");
+    Failure::new(Class::Administrator, "no Sent", reply)
+        .advise("rename it: without it nobody can tell whether a message was sent")
 }
 
 fn unsearchable() -> Failure {

@@ -232,3 +232,22 @@ async fn a_look_that_hangs_holds_up_neither_the_other_mail_nor_a_stop() {
     bed.stop().await;
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
 }
+
+#[tokio::test]
+async fn a_folder_whose_name_cannot_be_written_is_not_taken_for_the_one_before() {
+    let bed = Bed::start("connections = 1\nsent_delay = '0s'\non_unknown = 'hold'\n").await;
+    bed.imap.add_folder(JOHN, "Gesendet \u{fc}", "\\Sent");
+    bed.smtp.fail_next(Step::AfterDot, Fault::Cut);
+    let id = bed.accept(&["a@example.org"], &content("1@odoo", "a@example.org")).await;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let queued = bed.store.queued_one(id).await.unwrap().expect("sent without a look into each folder");
+        if queued.state == QueuedState::Held {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{queued:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(bed.smtp.count(), 0);
+    bed.stop().await;
+}

@@ -7,7 +7,7 @@ use super::{Config, OnUnknown};
 use crate::address::Address;
 use crate::clock;
 use crate::failure::{Class, Failure};
-use crate::message::received_ids;
+use crate::message::{HeaderView, received_ids};
 use crate::store::{Due, Next, Recipient, RecipientState, SentBy, Settlement};
 use jiff::Timestamp;
 use std::collections::BTreeSet;
@@ -208,6 +208,15 @@ impl Sought {
         let ids = received_ids(header);
         if !ids.is_empty() {
             return ids.contains(&self.id);
+        }
+        // The search finds every Message-ID that this one is a part of.
+        let view = HeaderView::parse(header);
+        if ![view.message_id(), view.original_message_id()]
+            .into_iter()
+            .flatten()
+            .any(|id| id == self.message_id)
+        {
+            return false;
         }
         let named = Address::all(&recipients_of(header));
         let is_named = |recipient| named.iter().any(|(_, address)| address == recipient);

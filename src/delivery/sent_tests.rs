@@ -175,7 +175,7 @@ const OURS: &str =
     "Received: from odoo by relay.example.com (outlook-relay) with ESMTP\r\n id 11; Sat, 21 Nov 2026\r\n";
 
 fn header(received: &str, to: &str) -> Vec<u8> {
-    format!("Received: from x by outlook.com id 99; now\r\n{received}Subject: To: b@x.test\r\n{to}\r\n\r\n")
+    format!("Received: from x by outlook.com id 99; now\r\n{received}Message-Id: <1@odoo>\r\nSubject: To: b@x.test\r\n{to}\r\n\r\n")
         .into_bytes()
 }
 
@@ -203,6 +203,9 @@ fn the_queue_id_tells_transactions_with_one_message_id_apart_and_else_their_reci
         assert_eq!(sought.is_copy(&header(received, to)), expected, "{received}{to}");
     }
     assert!(!sought.is_copy(b""));
+    let named = |id: &str| sought.is_copy(format!("{id}\r\nTo: a@x.test, b@x.test\r\n\r\n").as_bytes());
+    assert!(named("Message-ID: <other@outlook.com>\r\nX-Microsoft-Original-Message-ID: <1@odoo>"));
+    assert!(!named("Message-ID: <11@odoo>"));
 }
 
 #[test]

@@ -16,7 +16,7 @@ mod outbound_tests;
 #[cfg(test)]
 mod tests;
 
-pub use outbound::{Trace, outbound, received_ids};
+pub use outbound::{HOST, Trace, outbound, received_ids};
 
 /// The longest line a message may have, in octets without its line end, is 998 (RFC 5322 section 2.1.1). A token that
 /// cannot be folded stays under this, which leaves room for the field name.
@@ -63,7 +63,16 @@ impl<'a> HeaderView<'a> {
     /// The Message-ID (RFC 5322 section 3.6.4) with its angle brackets; the field's whole text if it has none. `None`
     /// if it is absent or blank.
     pub fn message_id(&self) -> Option<String> {
-        let text = self.fields("Message-ID").next()?.text();
+        self.id("Message-ID")
+    }
+
+    /// The Message-ID that Outlook.com replaced by one of its own (chatmail/core#3077), likewise.
+    pub fn original_message_id(&self) -> Option<String> {
+        self.id("X-Microsoft-Original-Message-ID")
+    }
+
+    fn id(&self, field: &'static str) -> Option<String> {
+        let text = self.fields(field).next()?.text();
         let bracketed = text.find('<').and_then(|start| {
             let end = start + text.get(start..)?.find('>')?;
             text.get(start..=end)
