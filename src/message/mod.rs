@@ -60,6 +60,25 @@ impl<'a> HeaderView<'a> {
         (!values.is_empty()).then(|| values.join(", "))
     }
 
+    /// The texts of the fields that name, besides From, who sent it (RFC 5322 sections 3.6.2 and 3.6.6), decoded like
+    /// [`from`](Self::from).
+    pub fn senders(&self) -> Vec<String> {
+        ["Sender", "Resent-From", "Resent-Sender"]
+            .into_iter()
+            .flat_map(|name| self.fields(name))
+            .map(|field| encoded_word::decode(&field.text()))
+            .collect()
+    }
+
+    /// Whether the header section ends with a blank line, or with the message. Behind a line that is no field others may
+    /// go on to read fields, which are not seen here.
+    pub fn is_whole(&self) -> bool {
+        let mut fields = Fields::new(self.raw);
+        fields.by_ref().for_each(drop);
+        let line = fields.line_at(fields.at);
+        line.is_empty() || is_blank(line)
+    }
+
     /// The Message-ID (RFC 5322 section 3.6.4) with its angle brackets; the field's whole text if it has none. `None`
     /// if it is absent or blank.
     pub fn message_id(&self) -> Option<String> {
