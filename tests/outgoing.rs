@@ -101,7 +101,8 @@ async fn a_real_server_receives_every_byte() {
         assert_eq!(mail.recipients, ["a@x.test", "hidden@x.test"], "{name}");
         let trace = mail.raw.strip_suffix(raw.as_slice()).map(String::from_utf8_lossy);
         let same = trace.is_some_and(|trace| {
-            trace.starts_with("Received: by outlook-relay (outlook-relay) ") && trace.matches("\r\n").count() == 2
+            trace.starts_with("Received: by outlook-relay (outlook-relay) ")
+                && trace.matches("\r\n").count() == 2
         });
         assert!(same, "{name}:\n{}\n---\n{}", mail.raw.escape_ascii(), raw.escape_ascii());
     }
