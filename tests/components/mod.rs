@@ -9,4 +9,5 @@
 mod gateway;
 mod imap_session;
 mod inbox;
+mod same_parts;
 mod world;
