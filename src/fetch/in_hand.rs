@@ -97,8 +97,8 @@ impl InHand<'_> {
         self.note(PushState::Pushing, Some(&incoming.message_id), None, gateway.settles_after()).await?;
         let tries = self.row.tries.saturating_add(1);
         let mailbox = self.inbox.mailbox.clone();
-        let model = mailbox.config.model.as_deref();
-        let failure = match gateway.push(&incoming.raw, model, &incoming.message_id).await {
+        let intake = &mailbox.config.intake;
+        let failure = match gateway.push(&incoming.raw, intake, &incoming.message_id).await {
             Ok(taken) => return self.done_with(taken.as_str(), Some(taken), size).await,
             Err(failure) => failure,
         };

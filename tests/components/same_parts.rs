@@ -1,8 +1,11 @@
 //! A message as text is the same message: Python's email package, which Odoo reads mail with, finds the same parts.
 
+use super::gateway::gateway;
+use crate::support::odoo::Odoo;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use outlook_relay::message::text;
+use outlook_relay::odoo::{Intake, Protocol};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRunner;
@@ -140,6 +143,22 @@ async fn python_reads_the_same_in_odd_mails() {
         .map(|(name, raw)| (name.clone(), String::from_utf8_lossy(raw).into_owned()))
         .collect();
     assert!(damaged.len() > 50, "{}", damaged.len());
+}
+
+#[tokio::test]
+async fn odd_mails_are_pushed_byte_for_byte_over_xmlrpc_and_as_their_text_over_json() {
+    for protocol in [Protocol::XmlRpc, Protocol::Json2] {
+        let odoo = Odoo::start().await;
+        let gateway = gateway(&odoo, |config| config.protocol = protocol);
+        for (name, raw) in corpus() {
+            gateway.push(&raw, &Intake::default(), &name).await.unwrap();
+            let expected = match protocol {
+                Protocol::XmlRpc => raw,
+                Protocol::Json2 => text(&raw).into_owned().into_bytes(),
+            };
+            assert!(*odoo.posts().last().unwrap().raw == expected, "{name}, {protocol:?}");
+        }
+    }
 }
 
 /// Lines that mean something to whoever takes mails apart, in any order.
