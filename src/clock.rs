@@ -1,12 +1,30 @@
 //! The one wall clock. Everything that decides takes `now` as an argument; only the edges ask here.
 
 use jiff::{SignedDuration, Timestamp};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
+
+/// The latest time that [`now`] gave, in milliseconds since 1970.
+static LATEST: AtomicI64 = AtomicI64::new(i64::MIN);
 
 /// The time now.
 #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the clock")]
 pub fn now() -> Timestamp {
-    Timestamp::now()
+    let now = Timestamp::now();
+    LATEST.fetch_max(now.as_millisecond(), Ordering::Relaxed);
+    now
+}
+
+/// By how much the clock was set back since [`now`] gave the latest time, which is then forgotten; `None`: it was not. A
+/// few seconds are none: time servers correct a clock by as much.
+pub fn set_back() -> Option<Duration> {
+    back(&LATEST, now())
+}
+
+fn back(latest: &AtomicI64, now: Timestamp) -> Option<Duration> {
+    let before = latest.swap(now.as_millisecond(), Ordering::Relaxed);
+    let back = until(now, Timestamp::from_millisecond(before).unwrap_or(now));
+    (back >= Duration::from_secs(30)).then_some(back)
 }
 
 /// `at` moved on by `wait`; the end of time where that overflows.
@@ -22,13 +40,6 @@ pub fn before(at: Timestamp, age: Duration) -> Timestamp {
 /// How long from `now` until `at`; zero when `at` has passed.
 pub fn until(now: Timestamp, at: Timestamp) -> Duration {
     Duration::try_from(at.duration_since(now)).unwrap_or(Duration::ZERO)
-}
-
-/// By how much the clock was set back between two looks at it, `elapsed` apart; `None`: it was not. A clock that is
-/// disciplined goes a little slower at times: that is none.
-pub fn set_back(before: Timestamp, now: Timestamp, elapsed: Duration) -> Option<Duration> {
-    let back = until(now, after(before, elapsed));
-    (back >= Duration::from_secs(30)).then_some(back)
 }
 
 /// The whole second of `at`: what logs and tables show.
@@ -55,18 +66,12 @@ mod tests {
 
     #[test]
     fn only_a_clock_that_was_set_back_is_noticed() {
-        let at = |second: i64| Timestamp::from_second(1_000_000 + second).unwrap();
-        let back =
-            |now, elapsed| set_back(at(0), at(now), Duration::from_secs(elapsed)).map(|by| by.as_secs());
-        for (now, elapsed, expected) in [
-            (5, 5, None),
-            (0, 5, None),
-            (86_400, 5, None),
-            (-86_395, 5, Some(86_400)),
-            (5, 3_600, Some(3_595)),
-        ] {
-            assert_eq!(back(now, elapsed), expected, "{now} after {elapsed}");
-        }
+        let latest = AtomicI64::new(i64::MIN);
+        let mut look = |second: i64| {
+            back(&latest, Timestamp::from_second(1_000_000 + second).unwrap()).map(|back| back.as_secs())
+        };
+        assert_eq!([0, 5, -5, 86_400, 86_395].map(&mut look), [None; 5]);
+        assert_eq!([0, 5, -86_395].map(&mut look), [Some(86_395), None, Some(86_400)]);
     }
 
     #[test]

@@ -6,24 +6,27 @@
 use crate::admin::{self, Sources};
 use crate::config::Config;
 use crate::consent::Consents;
-use crate::delivery::Worker;
+use crate::counters::Counters;
+use crate::delivery::{OnUnknown, Worker};
 use crate::doctor::Doctor;
 use crate::fetch::Inbox;
+use crate::inherited::Inherited;
 use crate::mailbox::Mailbox;
 use crate::microsoft::expiry;
 use crate::odoo::Gateway;
 use crate::reports::{Feed, Reporter};
-use crate::store::{self, Store};
+use crate::store::{self, Store, Stray};
 use crate::submission::{Intake, Listener, Sockets};
 use crate::tokens::Tokens;
 use crate::{clock, tls, tokens};
 use anyhow::{Context, bail};
 use sd_notify::NotifyState;
+use std::collections::HashMap;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -58,19 +61,13 @@ impl Tasks {
 ///
 /// # Errors
 /// What keeps it from starting (a port in use, a store that cannot be opened), or what ended it.
-pub async fn run(config: &Config) -> anyhow::Result<()> {
+pub async fn run(config: &Config, inherited: Inherited, counters: Counters) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be watched")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be watched")?;
 
     // Everything that can fail at the start does so here, before anything runs.
-    let mut submission = Sockets::default();
-    for &address in &config.submission.listen {
-        submission.plain.push(bind(address, "[submission] listen").await?);
-    }
-    for &address in &config.submission.listen_tls {
-        submission.tls.push(bind(address, "[submission] listen_tls").await?);
-    }
-    let admin = bind(config.admin.listen, "[admin] listen").await?;
+    let submission = sockets(config, inherited).await?;
+    let doors = Doors { submission, admin: bind(config.admin.listen, "[admin] listen").await? };
     let tls = tls::client(config.microsoft.ca_file.as_deref())?;
     let http = tokens::endpoint::http_client(&tls).context("the HTTP client could not be set up")?;
     let (store, writer) = Store::open(&config.store).await?;
@@ -83,7 +80,7 @@ pub async fn run(config: &Config) -> anyhow::Result<()> {
 
     let mut tasks =
         Tasks { running: JoinSet::new(), soft: CancellationToken::new(), hard: CancellationToken::new() };
-    let started = start(config, &mut tasks, &store, submission, admin, tls, http).await;
+    let started = start(config, &mut tasks, &store, doors, tls, http, counters).await;
     let stopped = match started {
         Ok(()) => {
             drop(sd_notify::notify(&[NotifyState::Ready]));
@@ -113,11 +110,12 @@ async fn start(
     config: &Config,
     tasks: &mut Tasks,
     store: &Store,
-    submission: Sockets,
-    admin: TcpListener,
+    doors: Doors,
     tls: Arc<tokio_rustls::rustls::ClientConfig>,
     http: reqwest::Client,
+    counters: Counters,
 ) -> anyhow::Result<()> {
+    let Doors { submission, admin } = doors;
     let now = clock::now();
     store.forget_future(now).await?;
     store.recover(now).await?;
@@ -136,11 +134,15 @@ async fn start(
             Ok(())
         });
     }
+    let routes = Arc::new(config.routes());
+    let mut sending = HashMap::new();
     for mailbox in mailboxes.iter() {
-        let mut worker = Worker::new(mailbox.clone(), store.clone(), tokens.clone(), tls.clone());
+        let mut worker =
+            Worker::new(mailbox.clone(), store.clone(), tokens.clone(), tls.clone(), routes.clone());
         if let Some(reporter) = Reporter::new(store.clone(), &config.odoo, mailbox.address()) {
             worker.report_with(reporter);
         }
+        sending.insert(mailbox.address().clone(), worker.status());
         let (soft, hard) = (tasks.soft.clone(), tasks.hard.clone());
         tasks.start("delivery", async move {
             worker.run(soft, hard).await;
@@ -181,12 +183,14 @@ async fn start(
         .map(|listener| listener.local_addr().map(|at| at.to_string()))
         .collect::<Result<_, _>>()?;
     let sources = Sources {
+        counters,
         started_at: now,
         mailboxes: mailboxes.clone(),
         tokens,
         odoo: config.odoo.clone(),
         gateway,
         store: store.clone(),
+        sending: Arc::new(sending),
         doctor,
     };
     let (page, soft) = (config.admin.clone(), tasks.soft.clone());
@@ -254,20 +258,16 @@ async fn unexpected_end(
 /// Notices that the clock was set back, and lets nothing wait for the time that it showed before. What it missed while the
 /// relay did not run is taken up at the start.
 async fn watch_clock(store: Store, soft: CancellationToken) -> anyhow::Result<()> {
-    let (mut wall, mut steady) = (clock::now(), Instant::now());
     loop {
         tokio::select! {
             () = soft.cancelled() => return Ok(()),
             () = tokio::time::sleep(LOOK_AT_CLOCK) => {}
         }
-        let (now, steady_now) = (clock::now(), Instant::now());
-        let back = clock::set_back(wall, now, steady_now.duration_since(steady));
-        (wall, steady) = (now, steady_now);
-        let Some(back) = back else {
+        let Some(back) = clock::set_back() else {
             continue;
         };
         tracing::warn!(seconds = back.as_secs(), "the clock was set back: what waits is looked at anew");
-        match store.forget_future(now).await {
+        match store.forget_future(clock::now()).await {
             Ok(()) => store.wake_all(),
             Err(error) => {
                 tracing::error!(error = %crate::failure::chain(&error), "what waits could not be looked at anew");
@@ -309,12 +309,51 @@ async fn watch_changes(store: Store, tokens: Tokens, soft: CancellationToken) ->
 async fn take_in_strays(config: &Config, store: &Store) -> anyhow::Result<()> {
     let known: Vec<_> = config.mailboxes.iter().map(|mailbox| mailbox.address.clone()).collect();
     let routes = config.routes();
-    for (id, before, from, mail_from) in store.strays(&known).await? {
+    for Stray { id, mailbox: before, from, mail_from, unknown } in store.strays(&known).await? {
         let route = routes.route(from.as_deref(), &mail_from)?;
-        tracing::warn!(%id, %before, mailbox = %route.mailbox, "routed anew: its mailbox left the configuration");
-        store.reroute(id, route.mailbox, route.rule, route.new_from).await?;
+        let to = config.mailboxes.iter().find(|mailbox| mailbox.address == route.mailbox);
+        let hold = to.is_some_and(|mailbox| mailbox.delivery.on_unknown == OnUnknown::Hold);
+        let advice = match (unknown, hold) {
+            (false, _) => None,
+            (true, false) => {
+                Some("it may have been sent before, which nobody can find out now: it is sent again")
+            }
+            (true, true) => Some(
+                "it may have been sent before, which nobody can find out now: ask a recipient, then `outlook-relay queue \
+                 retry` or `queue cancel`",
+            ),
+        };
+        tracing::warn!(%id, %before, mailbox = %route.mailbox, unknown, advice, "routed anew: its mailbox left the configuration");
+        store.reroute(id, route.mailbox, route.rule, route.new_from, hold).await?;
     }
     Ok(())
+}
+
+/// What the world comes in by.
+struct Doors {
+    submission: Sockets,
+    admin: TcpListener,
+}
+
+/// Those that systemd handed over, or else those of the configuration.
+async fn sockets(config: &Config, inherited: Inherited) -> anyhow::Result<Sockets> {
+    let mut sockets = Sockets::default();
+    if inherited.is_empty() {
+        for &address in &config.submission.listen {
+            sockets.plain.push(bind(address, "[submission] listen").await?);
+        }
+        for &address in &config.submission.listen_tls {
+            sockets.tls.push(bind(address, "[submission] listen_tls").await?);
+        }
+        return Ok(sockets);
+    }
+    if !inherited.tls.is_empty() && config.submission.tls.is_none() {
+        bail!("systemd hands over a socket for TLS: set tls_certificate and tls_key in [submission]");
+    }
+    let tokio = |socket| TcpListener::from_std(socket).context("a socket of systemd cannot be used");
+    sockets.plain = inherited.plain.into_iter().map(tokio).collect::<Result<_, _>>()?;
+    sockets.tls = inherited.tls.into_iter().map(tokio).collect::<Result<_, _>>()?;
+    Ok(sockets)
 }
 
 async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {

@@ -1,11 +1,13 @@
 //! The log: one line per event, to stderr, where systemd's journal or a person picks it up.
 
+use crate::counters::Counters;
 use std::io::IsTerminal;
 use tracing::Subscriber;
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::filter::{EnvFilter, Targets};
+use tracing_subscriber::filter::{EnvFilter, FilterExt as _, Targets};
 use tracing_subscriber::fmt::{self, MakeWriter};
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 /// What is logged when `RUST_LOG` says nothing: our own events from INFO up, others' warnings.
@@ -35,19 +37,27 @@ pub fn names(addresses: &[String]) -> String {
     }
 }
 
-/// Starts logging to stderr; under systemd the journal adds the time itself.
-pub fn start() {
+/// Starts logging to stderr; under systemd the journal adds the time itself. What is logged is counted, too.
+pub fn start() -> Counters {
     let wanted = std::env::var("RUST_LOG").ok().filter(|filter| !filter.trim().is_empty());
     let wanted = wanted.as_deref().unwrap_or(DEFAULT);
     let timed = std::env::var_os("JOURNAL_STREAM").is_none();
-    let started = subscriber(wanted, timed, std::io::stderr().is_terminal(), std::io::stderr).try_init();
+    let counters = Counters::default();
+    let ours = Targets::new().with_target("outlook_relay", LevelFilter::INFO);
+    let subscriber = subscriber(wanted, timed, std::io::stderr().is_terminal(), std::io::stderr);
     // A second start keeps the first: only tests could do that.
-    drop(started);
+    drop(subscriber.with(counters.clone().with_filter(ours)).try_init());
+    counters
 }
 
 /// Writes what both `wanted`, in the words of `RUST_LOG`, and [`HELD`] let through. Two filters: in one of them a
 /// directive for a part of a crate would outrank the one for the crate.
-fn subscriber<W>(wanted: &str, timed: bool, coloured: bool, writer: W) -> impl Subscriber + Send + Sync
+fn subscriber<W>(
+    wanted: &str,
+    timed: bool,
+    coloured: bool,
+    writer: W,
+) -> impl Subscriber + for<'s> LookupSpan<'s> + Send + Sync
 where
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
 {
@@ -58,10 +68,9 @@ where
         .log_internal_errors(false)
         .with_ansi(coloured);
     let lines = if timed { lines.boxed() } else { lines.without_time().boxed() };
-    tracing_subscriber::registry()
-        .with(EnvFilter::builder().parse_lossy(wanted))
-        .with(Targets::new().with_default(LevelFilter::TRACE).with_targets(HELD))
-        .with(lines)
+    let held = Targets::new().with_default(LevelFilter::TRACE).with_targets(HELD);
+    let wanted = EnvFilter::builder().parse_lossy(wanted);
+    tracing_subscriber::registry().with(lines.with_filter(wanted.and(held)))
 }
 
 #[cfg(test)]

@@ -59,6 +59,9 @@ impl Config {
         if mailbox.folder.is_empty() {
             section.mistake("folder", "is empty: name the IMAP folder, for example \"INBOX\"");
         }
+        if mailbox.inbox {
+            mailbox.fetch.check(section, &mailbox.folder);
+        }
         Some(mailbox)
     }
 

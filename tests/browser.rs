@@ -218,6 +218,23 @@ async fn the_last_failures_say_what_to_do() {
     }
     pictures(&browser, "failures").await;
     fits_a_phone(&browser).await;
+
+    browser.click("dl.totals a").await;
+    let queue = browser.wait_for("The queue").await;
+    assert!(queue.contains("Given up") && queue.contains("Tried again later"), "{queue}");
+    pictures(&browser, "queue").await;
+    fits_a_phone(&browser).await;
+    browser.click("article.amber a").await;
+    let message = browser.wait_for("Next attempt").await;
+    assert!(
+        message.contains("451 4.4.3 Temporary <b>error</b>") && message.contains("1. deferred"),
+        "{message}"
+    );
+    pictures(&browser, "message").await;
+    fits_a_phone(&browser).await;
+    world.smtp.clear();
+    browser.click("form.actions button").await;
+    relay.wait_for_log(" sent ").await;
 }
 
 #[tokio::test]

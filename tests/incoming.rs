@@ -80,6 +80,25 @@ async fn a_message_that_odoo_refuses_does_not_block_the_next() {
     let status: serde_json::Value =
         serde_json::from_str(&config.cli(&["status", "--json"]).await.stdout).unwrap();
     assert_eq!(status["mailboxes"][0]["inbox"]["refused"], 1, "{status:#}");
+
+    let listed: serde_json::Value =
+        serde_json::from_str(&config.cli(&["inbox", "list", "--json"]).await.success()).unwrap();
+    let id = listed[0]["id"].as_str().unwrap();
+    assert_eq!((id, &listed[0]["message_id"]), ("notifications@example.com/1", &"<poison@t>".into()));
+    assert!(listed[0]["reason"].as_str().unwrap().contains("No possible route"), "{listed:#}");
+    let table = config.cli(&["inbox", "list", "--mailbox", NOTIFICATIONS]).await.success();
+    assert!(table.contains(id) && table.contains("No possible route"), "{table}");
+    assert_eq!(config.cli(&["inbox", "retry"]).await.code, Some(2), "of which?");
+    assert_eq!(config.cli(&["inbox", "retry", "notifications@example.com/2"]).await.code, Some(1));
+    world.odoo.clear();
+    let retried = config.cli(&["inbox", "retry", id]).await.success();
+    assert!(retried.contains("1 message"), "{retried}");
+    until(SOON, "the refused one, tried again", || {
+        world.odoo.taken().iter().any(|post| post.text().contains("poison@t"))
+    })
+    .await;
+    let said = config.cli(&["inbox", "retry", "--all"]).await.success();
+    assert!(said.contains("0 messages"), "{said}");
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@
 mod bad_day;
 mod bounces;
 mod browser;
+mod clock;
 mod commands;
 mod company;
 mod components;
@@ -14,7 +15,10 @@ mod daemon;
 mod disk;
 mod doctor;
 mod faults;
+mod import;
+mod inbox_once;
 mod incoming;
+mod matrix;
 mod odoo_client;
 mod outgoing;
 mod page;
@@ -24,6 +28,9 @@ mod sealing;
 #[path = "support/selftest/mod.rs"]
 mod selftest;
 mod soak;
+mod socket;
 mod submission;
 mod support;
 mod tokens;
+mod unknown;
+mod waiting;

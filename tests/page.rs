@@ -466,6 +466,8 @@ async fn monitoring_reads_metrics() {
     assert!(metrics.header("content-type").starts_with("text/plain; version=0.0.4"), "{metrics:?}");
     for line in [
         "outlook_relay_well 1".to_owned(),
+        format!("outlook_relay_token_refreshes_total{{mailbox=\"{JOHN}\"}} 1"),
+        format!("outlook_relay_accepted_total{{mailbox=\"{JOHN}\"}} 0"),
         format!("outlook_relay_token_light{{mailbox=\"{JOHN}\",light=\"green\"}} 1"),
         format!("outlook_relay_queue_messages{{mailbox=\"{JOHN}\",state=\"waiting\"}} 0"),
     ] {

@@ -59,7 +59,7 @@ fn names() -> Vec<String> {
 }
 
 /// Everybody has consented. Through the library: 500 commands would take longer than the soak itself.
-async fn consent(config: &Config, entra: &Entra, names: &[String]) {
+pub(crate) async fn consent(config: &Config, entra: &Entra, names: &[String]) {
     let loaded = outlook_relay::config::Config::load(&config.write()).unwrap();
     let (store, writer) = Store::open(&loaded.store).await.unwrap();
     let writer = tokio::spawn(writer.run());

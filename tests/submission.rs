@@ -178,6 +178,19 @@ async fn a_user_sends_as_whom_it_may_and_a_bound_one_through_its_mailbox() {
         refused.text.starts_with("5.7.1 The user shop may not use \"jane@example.com\" as the From"),
         "{refused:?}"
     );
+    for (line, said) in [
+        ("Sender: Jane <jane@example.com>", "5.7.1 The user shop may not use"),
+        ("no field\r\nFrom: jane@example.com", "5.6.0 The header of the message holds a line"),
+    ] {
+        let hidden = [line.as_bytes(), b"\r\n", &message(JOHN, "a@x.test", "no@t", "Hi")].concat();
+        let hidden = if line.starts_with("Sender") {
+            hidden
+        } else {
+            [b"From: john@example.com\r\n".as_slice(), &hidden].concat()
+        };
+        let refused = shop.send(BOUNCE, &["a@x.test"], &hidden).await;
+        assert!(refused.code >= 550 && refused.text.starts_with(said), "{refused:?}");
+    }
     let refused = shop.cmd(&format!("mail FROM:<{JANE}>")).await;
     assert_eq!(refused.code, 550, "{refused:?}");
 

@@ -93,6 +93,7 @@ mod tests {
             }),
             app_only: false,
             queue: Totals::default(),
+            done_by: None,
             inbox: None,
             troubles: BTreeMap::new(),
         }

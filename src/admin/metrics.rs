@@ -2,6 +2,7 @@
 
 use super::light::of_token;
 use super::status::Status;
+use crate::counters::{COUNTED, Counters};
 use jiff::Timestamp;
 use std::fmt::Write;
 use std::time::Duration;
@@ -34,7 +35,7 @@ fn escaped(value: &str) -> String {
 }
 
 /// Every metric.
-pub(super) fn text(status: &Status, now: Timestamp) -> String {
+pub(super) fn text(status: &Status, counters: &Counters, now: Timestamp) -> String {
     let mut out = String::new();
     let since = |at: Timestamp| now.duration_since(at).as_secs();
     let until = |at: Timestamp| at.duration_since(now).as_secs();
@@ -63,9 +64,11 @@ pub(super) fn text(status: &Status, now: Timestamp) -> String {
     each(
         "queue_messages",
         "gauge",
-        "Messages in the queue: waiting, or given up (failed).",
+        "Messages in the queue: waiting, held for a person, or given up (failed).",
         &|family, mailbox| {
-            family.sample(&[("mailbox", &mailbox.address), ("state", "waiting")], mailbox.queue.waiting);
+            let waiting = mailbox.queue.waiting.saturating_sub(mailbox.queue.held);
+            family.sample(&[("mailbox", &mailbox.address), ("state", "waiting")], waiting);
+            family.sample(&[("mailbox", &mailbox.address), ("state", "held")], mailbox.queue.held);
             family.sample(&[("mailbox", &mailbox.address), ("state", "failed")], mailbox.queue.failed);
         },
     );
@@ -136,6 +139,32 @@ pub(super) fn text(status: &Status, now: Timestamp) -> String {
             family.sample(&[("mailbox", &mailbox.address)], inbox.pushed);
         }
     });
+    for counted in &COUNTED {
+        let mut family = Family::new(&mut out, counted.name, "counter", counted.help);
+        let counts = counters.of(counted);
+        // A counter that begins with its first event has no rate for it.
+        if counted.labels == ["mailbox"] {
+            let none = |mailbox: &&super::MailboxStatus| {
+                !counts.iter().any(|(values, _)| *values == [mailbox.address.as_str()])
+            };
+            for mailbox in status.mailboxes.iter().filter(none) {
+                family.sample(&[("mailbox", &mailbox.address)], 0);
+            }
+        }
+        for (values, count) in counts {
+            let labels: Vec<_> =
+                counted.labels.iter().copied().zip(values.iter().map(String::as_str)).collect();
+            family.sample(&labels, count);
+        }
+    }
+    let mut reports = Family::new(
+        &mut out,
+        "reports",
+        "gauge",
+        "Reports of failures: on their way into Odoo, or refused by it.",
+    );
+    reports.sample(&[("state", "waiting")], status.reports.waiting);
+    reports.sample(&[("state", "refused")], status.reports.refused);
     Family::new(&mut out, "odoo_trouble", "gauge", "1: Odoo's gateway is in trouble.")
         .sample(&[], u8::from(status.odoo.is_some()));
     out
@@ -156,7 +185,13 @@ mod tests {
             token: None,
             consent: None,
             app_only: false,
-            queue: Totals { waiting: 2, failed: 1, oldest: Timestamp::from_second(1_799_999_940).ok() },
+            queue: Totals {
+                waiting: 2,
+                failed: 1,
+                oldest: Timestamp::from_second(1_799_999_940).ok(),
+                ..Totals::default()
+            },
+            done_by: None,
             inbox: Some(InboxStatus { pushed: 7, ..InboxStatus::default() }),
             troubles: BTreeMap::new(),
         };
@@ -169,10 +204,12 @@ mod tests {
             odoo: None,
             last_failures: Vec::new(),
             store: None,
+            reports: Default::default(),
+            refused_reports: Vec::new(),
             written: Default::default(),
             warnings: Vec::new(),
         };
-        let text = text(&status, now);
+        let text = text(&status, &Counters::default(), now);
         for line in [
             "outlook_relay_queue_messages{mailbox=\"a\\\"b\\\\@c.d\",state=\"waiting\"} 2",
             "outlook_relay_queue_age_seconds{mailbox=\"a\\\"b\\\\@c.d\"} 60",
@@ -185,5 +222,23 @@ mod tests {
             let (name, value) = line.rsplit_once(' ').unwrap();
             assert!(name.starts_with("# ") || value.parse::<f64>().is_ok(), "{line}");
         }
+    }
+
+    /// What the shipped alerts ask for is there.
+    #[test]
+    fn the_shipped_alerts_name_metrics_that_there_are() {
+        let alerts = include_str!("../../deploy/alerts.yml");
+        let source = include_str!("metrics.rs");
+        let mut named = 0;
+        for (_, rest) in
+            alerts.match_indices("outlook_relay_").map(|(at, found)| alerts.split_at(at + found.len()))
+        {
+            let name: String = rest.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
+            let known =
+                source.contains(&format!("\"{name}\"")) || COUNTED.iter().any(|counted| counted.name == name);
+            assert!(known, "{name}");
+            named += 1;
+        }
+        assert!(named >= 9, "{named}");
     }
 }

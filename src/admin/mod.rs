@@ -314,9 +314,11 @@ async fn metrics(State(admin): State<Arc<Admin>>, Extension(asker): Extension<As
         return not_for_you();
     }
     match admin.sources.gather().await {
-        Ok(status) => {
-            ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::text(&status, now)).into_response()
-        }
+        Ok(status) => (
+            [(header::CONTENT_TYPE, metrics::CONTENT_TYPE)],
+            metrics::text(&status, &admin.sources.counters, now),
+        )
+            .into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, chain(&error)).into_response(),
     }
 }

@@ -25,6 +25,9 @@ pub(super) fn page(status: &Status, csrf: &str, may_sign_out: bool, now: Timesta
             p.summary role="status" { (pill(light, &summary)) }
             dl.totals {
                 div { dt { a href="/queue" { "Waiting to be sent" } } dd { (status.queue.waiting) } }
+                @if status.queue.held > 0 {
+                    div { dt { a href="/queue" { "Held for a person" } } dd { (status.queue.held) } }
+                }
                 div { dt { "Given up" } dd { (status.queue.failed) } }
                 div { dt { "Oldest" } dd { (or_dash(status.queue.oldest.map(|at| time(at, now)))) } }
             }
@@ -48,12 +51,30 @@ pub(super) fn page(status: &Status, csrf: &str, may_sign_out: bool, now: Timesta
             @if let Some(lasting) = &status.odoo {
                 section.card.red { h2 { "Odoo" } (trouble("Odoo", lasting, now)) }
             }
+            @if status.reports.refused > 0 { (refused_reports(status)) }
             h2 { "Mailboxes" }
             div.mailboxes { @for mailbox in &status.mailboxes { (card(mailbox, csrf, now)) } }
             (last_failures(&status.last_failures, now))
         }
     };
     frame(Reader::Administrator, &summary, None, &body)
+}
+
+/// What Odoo does not know of, and would not be told.
+fn refused_reports(status: &Status) -> Markup {
+    html! {
+        section.card.failure.amber {
+            h2 { (status.reports.refused) " failures that Odoo would not be told of" }
+            p { "These mails did not arrive, and nobody in Odoo sees it. Tell whoever sent them; Odoo's answer says what to mend." }
+            @for report in &status.refused_reports {
+                p {
+                    a href=(format!("/queue/{}", segment(&report.message))) { code { (report.message) } }
+                    " to " (report.recipient)
+                    @if let Some(answer) = &report.answer { ": " (answer) }
+                }
+            }
+        }
+    }
 }
 
 /// All of it in one light and one line.
@@ -72,6 +93,7 @@ fn summary(status: &Status, now: Timestamp) -> (Light, String) {
             (Light::Red, "The app's secret or certificate has expired".to_owned())
         }
         (0, _) if odoo > Light::Green => (odoo, "Odoo is in trouble".to_owned()),
+        (0, _) if status.queue.held > 0 => (Light::Red, "Mail is held for a person".to_owned()),
         (0, 0) if !status.warnings.is_empty() => {
             (Light::Amber, "The app's secret or certificate expires soon".to_owned())
         }
@@ -122,6 +144,7 @@ fn card(mailbox: &MailboxStatus, csrf: &str, now: Timestamp) -> Markup {
                 dd {
                     (mailbox.queue.waiting) " waiting"
                     @if let Some(at) = mailbox.queue.oldest { ", the oldest came " (time(at, now)) }
+                    @if let Some(at) = mailbox.done_by { ", sent by " (time(at, now)) }
                     @if mailbox.queue.failed > 0 { ", " (mailbox.queue.failed) " given up" }
                 }
                 dt { "Inbox" }
@@ -260,7 +283,8 @@ mod tests {
                 lasts_until: later(88),
             }),
             app_only: false,
-            queue: Totals { waiting: 3, failed: 1, oldest: Some(later(-3)) },
+            queue: Totals { waiting: 3, failed: 1, oldest: Some(later(-3)), ..Totals::default() },
+            done_by: None,
             inbox: Some(InboxStatus {
                 folder: "INBOX".to_owned(),
                 looked_at: Some(now()),
@@ -282,6 +306,8 @@ mod tests {
             odoo: None,
             last_failures: Vec::new(),
             store: None,
+            reports: Default::default(),
+            refused_reports: Vec::new(),
             written: Default::default(),
             warnings: Vec::new(),
         }

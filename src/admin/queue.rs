@@ -128,7 +128,7 @@ fn page_of(queued: &[Queued], now: Timestamp) -> Markup {
                     p { (message.from.as_deref().unwrap_or("(no From)")) " to " (to(message)) }
                     p.quiet {
                         "Accepted " (time(message.received_at, now)) ", through " (message.mailbox) ", "
-                        (message.attempts.len()) " attempts"
+                        @match message.attempts.len() { 1 => "1 attempt", n => { (n) " attempts" } }
                         @if message.state == QueuedState::Waiting { ", next " (time(message.next_attempt_at, now)) }
                     }
                     @if let Some(said) = message.attempts.iter().rev().find_map(Attempt::said) { p { (said) } }
@@ -186,7 +186,7 @@ fn page_about(message: &Queued, csrf: &str, now: Timestamp) -> Markup {
 }
 
 fn line_of(recipient: &Recipient) -> Markup {
-    let Recipient { address, state, reply } = recipient;
+    let Recipient { address, state, reply, .. } = recipient;
     let words = match state {
         RecipientState::Waiting => "waiting",
         RecipientState::Unknown => "unknown: it may have been sent",

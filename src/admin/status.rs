@@ -2,6 +2,8 @@
 
 use crate::address::Address;
 use crate::clock;
+use crate::counters::Counters;
+use crate::delivery;
 use crate::doctor::Doctor;
 use crate::failure::{Class, Failure};
 use crate::mailbox::{Lasting, Mailbox};
@@ -9,13 +11,16 @@ use crate::microsoft::Grant;
 use crate::microsoft::expiry::{self, Warning};
 use crate::microsoft::smtp_replies;
 use crate::odoo::{self, Gateway};
-use crate::store::{self, ConsentAge, FailedMessage, InboxLine, RefusedMessage, Store, Totals, Written};
+use crate::store::{
+    self, ConsentAge, FailedMessage, InboxLine, RefusedMessage, Report, ReportTotals, Store, Totals, Written,
+};
 use crate::tokens::{TokenState, Tokens};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 
 /// How long Microsoft lets a refresh token live that nobody uses.
 const CONSENT_LASTS: Duration = Duration::from_secs(90 * 24 * 60 * 60);
@@ -43,12 +48,29 @@ pub struct Status {
     /// Why the store could not be written the last time, if it could not: then no mail is accepted, and none sent.
     #[serde(default)]
     pub store: Option<String>,
+    /// Reports of failures on their way into Odoo, or refused by it.
+    #[serde(default)]
+    pub reports: ReportTotals,
+    /// The reports that Odoo refused, oldest first.
+    #[serde(default)]
+    pub refused_reports: Vec<RefusedReport>,
     /// What was written to the store since the daemon started.
     #[serde(default)]
     pub written: Written,
     /// The messages of either direction that failed last and are not done with, newest first.
     #[serde(default)]
     pub last_failures: Vec<LastFailure>,
+}
+
+/// A report of a failure that Odoo would not take: nobody in Odoo knows that this mail did not arrive.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RefusedReport {
+    /// The failed message's id in the queue.
+    pub message: String,
+    /// Whom it did not reach.
+    pub recipient: String,
+    /// What Odoo answered.
+    pub answer: Option<String>,
 }
 
 /// The last failure of a message.
@@ -93,6 +115,9 @@ pub struct MailboxStatus {
     pub app_only: bool,
     /// Its part of the queue.
     pub queue: Totals,
+    /// When the last message that waits will have gone; `None`: nothing waits, or it waits for a person.
+    #[serde(default)]
+    pub done_by: Option<Timestamp>,
     /// Its inbox; `None`: not watched.
     pub inbox: Option<InboxStatus>,
     /// What it is in trouble with: `token`, `sending`, `inbox`.
@@ -139,6 +164,8 @@ pub struct InboxStatus {
 /// Where the status comes from.
 #[derive(Clone)]
 pub struct Sources {
+    /// What was logged so far.
+    pub counters: Counters,
     /// Since when the daemon runs.
     pub started_at: Timestamp,
     /// The mailboxes at work.
@@ -151,6 +178,8 @@ pub struct Sources {
     pub gateway: Option<Gateway>,
     /// The store.
     pub store: Store,
+    /// What each mailbox's worker does.
+    pub sending: Arc<HashMap<Address, watch::Receiver<delivery::Status>>>,
     /// Examines them.
     pub doctor: Doctor,
 }
@@ -175,6 +204,7 @@ impl Sources {
         let mut last_failures: Vec<LastFailure> =
             failed.into_iter().map(outgoing).chain(refused.into_iter().map(incoming)).collect();
         last_failures.sort_by_key(|failure| std::cmp::Reverse(failure.at));
+        let reports = self.store.reports_refused(LAST_FAILURES).await?;
         let odoo = self.gateway.as_ref().and_then(Gateway::trouble);
         let apps = self.mailboxes.iter().map(|mailbox| &mailbox.config.microsoft);
         let warnings = expiry::warnings(apps, expiry::day(clock::now()));
@@ -183,6 +213,7 @@ impl Sources {
             well: odoo.is_none()
                 && store.is_none()
                 && warnings.iter().all(|warning| !warning.expired)
+                && totals.values().all(|totals| totals.held == 0)
                 && mailboxes.iter().all(|mailbox| mailbox.troubles.is_empty()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_at: self.started_at,
@@ -192,6 +223,8 @@ impl Sources {
             last_failures,
             warnings,
             store,
+            reports: self.store.report_totals().await?,
+            refused_reports: reports.into_iter().map(refused_report).collect(),
             written: self.store.written(),
         })
     }
@@ -212,12 +245,16 @@ impl Sources {
             refused: line.map_or(0, |line| line.refused),
             pushed: line.map_or(0, |line| line.pushed),
         });
+        let queue = totals.get(&config.address).copied().unwrap_or_default();
+        let sending = self.sending.get(&config.address).map(|status| status.borrow().clone());
         MailboxStatus {
             address: config.address.to_string(),
             token: self.tokens.state(&config.address),
             consent: None,
             app_only: config.microsoft.grant == Grant::ClientCredentials,
-            queue: totals.get(&config.address).copied().unwrap_or_default(),
+            done_by: sending
+                .and_then(|sending| delivery::done_by(&queue, &config.delivery, &sending, clock::now())),
+            queue,
             inbox,
             troubles: troubles
                 .into_iter()
@@ -243,6 +280,11 @@ fn outgoing(failed: FailedMessage) -> LastFailure {
     }
 }
 
+fn refused_report(report: Report) -> RefusedReport {
+    let Report { message, recipient, answer, .. } = report;
+    RefusedReport { message: message.to_string(), recipient, answer }
+}
+
 fn incoming(refused: RefusedMessage) -> LastFailure {
     let failure = Failure::new(Class::Message, "odoo", refused.answer.unwrap_or_default()).advise(
         "Odoo refuses this message; it stays unread in the inbox and is tried again. Give the mailbox a model, or Odoo an \
@@ -262,6 +304,8 @@ fn sum(all: Totals, one: &Totals) -> Totals {
     Totals {
         waiting: all.waiting + one.waiting,
         failed: all.failed + one.failed,
+        held: all.held + one.held,
+        recipients: all.recipients + one.recipients,
         oldest: [all.oldest, one.oldest].into_iter().flatten().min(),
     }
 }

@@ -3,7 +3,10 @@
 mod check;
 mod connect;
 mod doctor;
+mod import;
+mod inbox;
 mod invite;
+mod manual;
 mod queue;
 mod route;
 mod run;
@@ -94,9 +97,35 @@ enum Command {
     /// What waits to be sent, is held, or was given up: list, show, retry, cancel.
     #[command(subcommand)]
     Queue(QueueCommand),
+    /// Looks after the received mail that Odoo refuses.
+    #[command(subcommand)]
+    Inbox(InboxCommand),
+    /// Takes over an Odoo that used its own Outlook modules: reads it as a system administrator, and writes relay.toml,
+    /// the secrets and the tokens.
+    ///
+    /// Odoo itself is only changed with --apply, and put back with --undo.
+    ImportOdoo(import::Arguments),
     /// Looks after the store.
     #[command(subcommand)]
     Store(StoreCommand),
+    /// Writes the man pages and the shell completions into a folder, for packages.
+    #[command(hide = true)]
+    Manual {
+        /// Where to.
+        folder: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum InboxCommand {
+    /// Lists the received messages that Odoo refuses or that cannot be brought to it, oldest first, with the reason.
+    List {
+        /// Only those of this mailbox.
+        #[arg(long, value_name = "ADDRESS")]
+        mailbox: Option<String>,
+    },
+    /// Has such messages tried now; those in the quarantine folder are moved back first.
+    Retry(inbox::Named),
 }
 
 #[derive(Debug, Subcommand)]
@@ -153,6 +182,12 @@ pub fn main() -> ExitCode {
 }
 
 fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
+    if let Command::Manual { folder } = &cli.command {
+        return manual::manual(folder);
+    }
+    if let Command::ImportOdoo(arguments) = &cli.command {
+        return import::import(arguments, &cli.config, cli.json);
+    }
     let config = Config::load(&cli.config)?;
     match &cli.command {
         Command::Run => run::run(&config),
@@ -178,6 +213,10 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Queue(QueueCommand::Cancel(named)) => {
             queue::change(&config, named, queue::Deed::Cancel, cli.json)
         }
+        Command::Manual { folder } => manual::manual(folder),
+        Command::Inbox(InboxCommand::List { mailbox }) => inbox::list(&config, mailbox.as_deref(), cli.json),
+        Command::Inbox(InboxCommand::Retry(named)) => inbox::retry(&config, named, cli.json),
+        Command::ImportOdoo(arguments) => import::import(arguments, &cli.config, cli.json),
         Command::Store(StoreCommand::RotateKey { lost }) => store::rotate_key(&config, *lost, cli.json),
     }
 }

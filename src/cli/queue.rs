@@ -238,7 +238,7 @@ fn story(message: &Queued) -> String {
         "Recipients".to_owned(),
     ];
     let recipient = |recipient: &Recipient| {
-        let Recipient { address, state, reply } = recipient;
+        let Recipient { address, state, reply, .. } = recipient;
         let state = match state {
             RecipientState::Waiting => "waiting",
             RecipientState::Unknown => "unknown: it may have been sent",

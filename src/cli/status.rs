@@ -36,7 +36,7 @@ pub(super) fn status(config: &Config, json: bool) -> anyhow::Result<ExitCode> {
 fn print(status: &Status) -> anyhow::Result<()> {
     say(format_args!("outlook-relay {}, running since {}", status.version, time(status.started_at)))?;
     let rows: Vec<Vec<String>> = status.mailboxes.iter().map(row).collect();
-    say(table(&["MAILBOX", "TOKEN", "WAITING", "FAILED", "OLDEST", "INBOX"], &rows))?;
+    say(table(&["MAILBOX", "TOKEN", "WAITING", "FAILED", "OLDEST", "SENT BY", "INBOX"], &rows))?;
     for mailbox in &status.mailboxes {
         for (part, trouble) in &mailbox.troubles {
             let failure = &trouble.failure;
@@ -50,6 +50,24 @@ fn print(status: &Status) -> anyhow::Result<()> {
         say(format_args!("\nOdoo, since {}:", time(trouble.since)))?;
         say(format_args!("  seen     {} {}", trouble.failure.code, trouble.failure.reply))?;
         say(format_args!("  remedy   {}", or_wait(&trouble.failure.advice)))?;
+    }
+    if status.queue.held > 0 {
+        say(format_args!(
+            "\nHeld:\n  seen     nobody knows whether {} messages were sent",
+            status.queue.held
+        ))?;
+        say("  remedy   outlook-relay queue list --state held; then queue retry or queue cancel")?;
+    }
+    if status.reports.refused > 0 {
+        say(format_args!(
+            "\nReports:\n  seen     Odoo would not be told of {} failures",
+            status.reports.refused
+        ))?;
+        for report in &status.refused_reports {
+            let answer = report.answer.as_deref().unwrap_or_default();
+            say(format_args!("           {} to {}: {answer}", report.message, report.recipient))?;
+        }
+        say("  remedy   tell whoever sent them; Odoo's answer says what to mend")?;
     }
     for warning in &status.warnings {
         say(format_args!("\n{}:", if warning.expired { "Expired" } else { "Expires soon" }))?;
@@ -96,6 +114,7 @@ fn row(mailbox: &MailboxStatus) -> Vec<String> {
         mailbox.queue.waiting.to_string(),
         mailbox.queue.failed.to_string(),
         mailbox.queue.oldest.map_or_else(|| "-".to_owned(), time),
+        mailbox.done_by.map_or_else(|| "-".to_owned(), time),
         inbox,
     ]
 }

@@ -3,18 +3,19 @@
 use super::Timeouts;
 use super::client::{Connection, Outgoing, Target};
 use super::fault::Fault;
-use super::outcome::{self, Circumstances, Decision, End, Transaction, waits};
+use super::outcome::{self, Circumstances, Decision, End, Rcpt, Transaction, waits};
 use crate::clock;
 use crate::failure::{Class, Failure, chain};
 use crate::logging::names;
 use crate::mailbox::{Mailbox, Trouble};
-use crate::message;
+use crate::message::{self, Trace};
 use crate::microsoft::smtp_replies::{Judgement, Special, Step, judge};
 use crate::reports::Reporter;
 use crate::store::{self, Due, Next, Settlement, Store};
 use crate::tokens::{AccessToken, Tokens};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::time::sleep;
 use tokio_rustls::rustls::ClientConfig;
 
@@ -30,6 +31,8 @@ pub(super) struct Context {
     pub(super) timeouts: Timeouts,
     /// Trouble with the store.
     pub(super) store_trouble: Trouble,
+    /// Told when a message's outcome is unknown.
+    pub(super) unknown: Notify,
     /// Writes the reports of failures; `None`: there is no Odoo to tell.
     pub(super) reporter: Option<Reporter>,
 }
@@ -45,8 +48,8 @@ pub(super) struct Held {
 pub(super) enum Ended {
     /// The message's outcome is written down. `Some`: its connection was lost on the way.
     Settled(Option<Failure>),
-    /// The mailbox is in trouble; the message is due again.
-    Trouble(Judgement),
+    /// The mailbox is in trouble; the message is due again. `asked`: the service was asked to take it.
+    Trouble { judgement: Judgement, asked: bool },
     /// There is no token; if the attempt was booked at all, the message is due again.
     NoToken(Failure),
     /// Somebody else changed the message: it is not to be sent now.
@@ -95,15 +98,18 @@ impl Context {
                 self.report(due, &mut decision).await;
                 self.settle(&decision.settlement).await;
                 self.log(due, &decision);
+                if let Next::Again { unknown: true, .. } = decision.settlement.next {
+                    self.unknown.notify_one();
+                }
                 match (decision.mailbox, transaction.end) {
-                    (Some(judgement), _) => Ended::Trouble(judgement),
+                    (Some(judgement), _) => Ended::Trouble { judgement, asked: true },
                     (None, End::Lost(failure) | End::Unknown(failure)) => Ended::Settled(Some(failure)),
                     (None, _) => Ended::Settled(None),
                 }
             }
             Err(Prevented::Trouble(judgement)) => {
                 self.settle(&outcome::put_back(due, &judgement.failure, now)).await;
-                Ended::Trouble(judgement)
+                Ended::Trouble { judgement, asked: false }
             }
             Err(Prevented::NoToken(failure)) => {
                 self.settle(&outcome::put_back(due, &failure, now)).await;
@@ -117,14 +123,21 @@ impl Context {
     async fn deliver(
         &self,
         due: &Due,
-        mut content: Vec<u8>,
+        content: Vec<u8>,
         held: &mut Option<Held>,
         mut token: AccessToken,
     ) -> Result<Transaction, Prevented> {
         let mailbox = self.mailbox.address();
-        if let Some(from) = &due.new_from {
-            content = message::with_from(&content, from);
-        }
+        // A message without a Message-ID gets one here: super::sent looks for it by the same.
+        let trace = Trace {
+            client: None,
+            host: message::HOST,
+            protocol: "ESMTP",
+            id: &due.id.to_string(),
+            received_at: due.received_at,
+            domain: mailbox.domain(),
+        };
+        let content = message::outbound(&content, &trace, due.new_from.as_deref());
         let outgoing = Outgoing {
             recipients: due.recipients.iter().filter(|r| waits(r)).map(|r| r.address.as_str()).collect(),
             content: &content,
@@ -153,7 +166,13 @@ impl Context {
                     }
                 }
             };
-            let transaction = lane.connection.send(&outgoing).await;
+            let transaction = match lane.connection.offer(&outgoing).await {
+                Ok(answers) => match self.hand_over(due, &answers).await {
+                    Ok(()) => lane.connection.submit(&outgoing, answers).await,
+                    Err(failure) => Transaction { recipients: answers, end: End::Lost(failure) },
+                },
+                Err(transaction) => transaction,
+            };
             if reused && was_stale(&transaction) {
                 continue;
             }
@@ -171,6 +190,17 @@ impl Context {
             }
             return Ok(transaction);
         }
+    }
+
+    /// Writes down whom the message is about to be handed to, where that is not plain.
+    async fn hand_over(&self, due: &Due, answers: &[Rcpt]) -> Result<(), Failure> {
+        let Some(recipients) = outcome::handing_over(due, answers) else {
+            return Ok(());
+        };
+        self.store.hand_over(due.id, recipients).await.map_err(|error| {
+            self.store_failed(&error);
+            Failure::new(Class::Transient, "store", chain(&error))
+        })
     }
 
     fn target(&self) -> Target<'_> {
@@ -198,7 +228,7 @@ impl Context {
 
     /// Writes an outcome down, however long that takes: what was sent must not be sent again. Only a store that is
     /// closed, in a shutdown, ends it; the outcome is then unknown at the next start.
-    pub(super) async fn settle(&self, settlement: &Settlement) {
+    async fn settle(&self, settlement: &Settlement) {
         let mut wait = Duration::from_secs(1);
         loop {
             match self.store.settle(settlement.clone()).await {

@@ -1,11 +1,11 @@
 //! A worker at work between a real store, real tokens and a scripted Exchange.
 
-use super::super::{Status, Worker};
+use super::{Status, Worker};
 use crate::address::Address;
 use crate::clock;
 use crate::mailbox::Mailbox;
 use crate::message::Envelope;
-use crate::routing::Rule as Why;
+use crate::routing::{Routes, Rule as Why};
 use crate::store::{NewMessage, QueueId, Queued, RecipientState, Store, StoredToken};
 use crate::tokens::Tokens;
 use crate::{delivery, fetch, mailbox, microsoft, section, store, tls, tokens};
@@ -14,6 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use support::entra::Entra;
+use support::imap::Imap;
 use support::smtp::Smtp;
 use support::tls::Tls;
 use tokio::sync::watch;
@@ -38,6 +39,10 @@ pub(super) mod support {
     pub mod events;
     pub mod gauge;
     pub mod http;
+    pub mod imap;
+    mod imap_commands;
+    mod imap_data;
+    mod imap_session;
     pub mod script;
     pub mod server;
     pub mod smtp;
@@ -52,6 +57,7 @@ pub(super) const JOHN: &str = "john@example.com";
 pub(super) struct Bed {
     pub(super) entra: Entra,
     pub(super) smtp: Smtp,
+    pub(super) imap: Imap,
     pub(super) store: Store,
     pub(super) tokens: Tokens,
     pub(super) mailbox: Arc<Mailbox>,
@@ -59,6 +65,7 @@ pub(super) struct Bed {
     pub(super) soft: CancellationToken,
     pub(super) hard: CancellationToken,
     pub(super) worker: JoinHandle<()>,
+    tls: Arc<tokio_rustls::rustls::ClientConfig>,
     _folder: tempfile::TempDir,
     _tls: Tls,
 }
@@ -71,13 +78,16 @@ impl Bed {
     pub(super) async fn with(settings: &str, consented: bool) -> Self {
         let (entra, certificates) = (Entra::start().await, Tls::new());
         let smtp = Smtp::start(&certificates, entra.check()).await;
+        let imap = Imap::start(&certificates, entra.check()).await;
+        smtp.set_hook(imap.sent_items());
         entra.set_client("app", None);
         let folder = tempfile::tempdir().unwrap();
         let (store, writer) = Store::open(&store::Config::at(folder.path().join("relay.db"))).await.unwrap();
         tokio::spawn(writer.run());
-        let (authority, endpoint) = (entra.authority(), smtp.endpoint());
+        let (authority, endpoint, imap_endpoint) = (entra.authority(), smtp.endpoint(), imap.endpoint());
         let text = format!(
-            "client_id = 'app'\ntenant = 'contoso.com'\nauthority = '{authority}'\nsmtp = '{endpoint}'\n"
+            "client_id = 'app'\ntenant = 'contoso.com'\nauthority = '{authority}'\nsmtp = '{endpoint}'\n\
+             imap = '{imap_endpoint}'\n"
         );
         let microsoft = section::parse(&text, Path::new("/"), None, microsoft::Config::read_root);
         let delivery = section::parse(settings, Path::new("/"), None, |root| {
@@ -104,12 +114,11 @@ impl Bed {
         for keeper in keepers {
             tokio::spawn(keeper.run(soft.clone()));
         }
-        let worker = Worker::new(mailbox.clone(), store.clone(), tokens.clone(), tls);
-        let status = worker.status();
-        let worker = tokio::spawn(worker.run(soft.clone(), hard.clone()));
+        let (status, worker) = work(&mailbox, &store, &tokens, &tls, &soft, &hard);
         let bed = Self {
             entra,
             smtp,
+            imap,
             store,
             tokens,
             mailbox,
@@ -117,6 +126,7 @@ impl Bed {
             soft,
             hard,
             worker,
+            tls,
             _folder: folder,
             _tls: certificates,
         };
@@ -161,7 +171,7 @@ impl Bed {
             envelope,
             eight_bit: !content.is_ascii(),
             header_from: None,
-            message_id: None,
+            message_id: message_id(content),
             mailbox: john(),
             rule: Why::Unfiltered,
             new_from: new_from.map(str::to_owned),
@@ -204,10 +214,39 @@ impl Bed {
         tokio::time::timeout(Duration::from_secs(20), paused).await.unwrap().unwrap().clone()
     }
 
+    /// Another worker in place of this one, as after a restart.
+    pub(super) async fn restart(mut self) -> Self {
+        self.soft.cancel();
+        tokio::time::timeout(Duration::from_secs(20), &mut self.worker).await.unwrap().unwrap();
+        (self.soft, self.hard) = (CancellationToken::new(), CancellationToken::new());
+        self.store.recover(clock::now()).await.unwrap();
+        let Self { mailbox, store, tokens, tls, soft, hard, .. } = &self;
+        (self.status, self.worker) = work(mailbox, store, tokens, tls, soft, hard);
+        self
+    }
+
     pub(super) async fn stop(self) {
         self.soft.cancel();
         tokio::time::timeout(Duration::from_secs(20), self.worker).await.unwrap().unwrap();
     }
+}
+
+fn work(
+    mailbox: &Arc<Mailbox>,
+    store: &Store,
+    tokens: &Tokens,
+    tls: &Arc<tokio_rustls::rustls::ClientConfig>,
+    soft: &CancellationToken,
+    hard: &CancellationToken,
+) -> (watch::Receiver<Status>, JoinHandle<()>) {
+    let routes = Arc::new(Routes::new(vec![mailbox.config.candidate()], vec![]));
+    let worker = Worker::new(mailbox.clone(), store.clone(), tokens.clone(), tls.clone(), routes);
+    (worker.status(), tokio::spawn(worker.run(soft.clone(), hard.clone())))
+}
+
+fn message_id(content: &str) -> Option<String> {
+    let (_, rest) = content.split_once("Message-Id: ")?;
+    Some(rest.split("\r\n").next()?.to_owned())
 }
 
 pub(super) fn john() -> Address {

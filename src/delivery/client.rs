@@ -182,10 +182,26 @@ impl Connection {
         self.usable
     }
 
-    /// Sends a message to its recipients.
-    pub(super) async fn send(&mut self, message: &Outgoing<'_>) -> Transaction {
+    /// Names the message's sender and its recipients. `Ok`: the service took some of them, and waits for the message;
+    /// here are its answers.
+    ///
+    /// # Errors
+    /// The transaction, which ended before its time.
+    pub(super) async fn offer(&mut self, message: &Outgoing<'_>) -> Result<Vec<Rcpt>, Transaction> {
         let mut recipients = Vec::with_capacity(message.recipients.len());
-        let (Ok(end) | Err(end)) = self.transact(message, &mut recipients).await;
+        match self.envelope(message, &mut recipients).await {
+            Ok(()) => Ok(recipients),
+            Err(end) => Err(self.ended(recipients, end)),
+        }
+    }
+
+    /// Sends the message that was [offered](Self::offer), to the recipients that were accepted.
+    pub(super) async fn submit(&mut self, message: &Outgoing<'_>, recipients: Vec<Rcpt>) -> Transaction {
+        let (Ok(end) | Err(end)) = self.content(message).await;
+        self.ended(recipients, end)
+    }
+
+    fn ended(&mut self, recipients: Vec<Rcpt>, end: End) -> Transaction {
         self.used_at = Instant::now();
         let closing = |reply: &Reply| reply.code == 421;
         self.usable &= match &end {
@@ -196,8 +212,8 @@ impl Connection {
         Transaction { recipients, end }
     }
 
-    /// The transaction itself; `Err` is how it ended before its time.
-    async fn transact(&mut self, message: &Outgoing<'_>, recipients: &mut Vec<Rcpt>) -> Result<End, End> {
+    /// MAIL and RCPT; `Err` is how the transaction ended before its time.
+    async fn envelope(&mut self, message: &Outgoing<'_>, recipients: &mut Vec<Rcpt>) -> Result<(), End> {
         let body = body(message.content).ok_or_else(bare_line_end)?;
         let parameters = self.parameters(message, body)?;
         if self.open_transaction {
@@ -238,7 +254,12 @@ impl Connection {
         if !recipients.iter().any(|answer| matches!(answer, Rcpt::Accepted)) {
             return Err(End::NoRecipient);
         }
+        Ok(())
+    }
 
+    /// DATA, and the message; `Err` is how the transaction ended before its time.
+    async fn content(&mut self, message: &Outgoing<'_>) -> Result<End, End> {
+        let body = body(message.content).ok_or_else(bare_line_end)?;
         let answer = self.command(Step::Data, "DATA\r\n").await.map_err(ended)?;
         if !answer.has_code(354) {
             return Err(End::Lost(unexpected("DATA", &answer)));

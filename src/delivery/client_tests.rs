@@ -9,6 +9,15 @@ fn quick() -> Timeouts {
     Timeouts::new(Duration::from_millis(300))
 }
 
+impl Connection {
+    async fn send(&mut self, message: &Outgoing<'_>) -> Transaction {
+        match self.offer(message).await {
+            Ok(answers) => self.submit(message, answers).await,
+            Err(transaction) => transaction,
+        }
+    }
+}
+
 impl Server {
     async fn open_within(&self, timeouts: Timeouts) -> Result<Connection, Fault> {
         let mailbox = Address::normalise("john@example.com").unwrap();

@@ -13,16 +13,20 @@ const TOKEN_WAIT: Duration = Duration::from_secs(2);
 /// A pause that a person may have ended by what they did still lasts for so long, lest a flood of changes becomes a
 /// flood of sign-ins.
 const SHORTEST_PAUSE: Duration = Duration::from_secs(10);
-/// A connection given up for too many at a time is tried again after so long.
-const RESTORE_AFTER: Duration = Duration::from_secs(3600);
+/// Of the connections given up for too many at a time, one is tried again whenever so much time has passed without
+/// another complaint.
+const RESTORE_EVERY: u64 = 20 * 60;
+
+/// A store that fails is left alone for so long at most.
+const LONGEST_STORE_WAIT: Duration = Duration::from_secs(30);
 
 /// The lanes of one mailbox.
 #[derive(Debug)]
 pub(super) struct Lanes {
     connections: u32,
-    /// Given up since the service said that there are too many.
+    /// Given up since the service said, then, that there are too many.
     fewer: u32,
-    restore_at: Timestamp,
+    lowered_at: Timestamp,
     pub(super) pacing: Pacing,
     pause: Option<Pause>,
     /// Counts the pauses: an attempt from before a pause says nothing about the time after it.
@@ -46,12 +50,12 @@ pub(super) struct Pause {
 }
 
 impl Lanes {
-    pub(super) fn new(connections: u32, messages_per_minute: u32) -> Self {
+    pub(super) fn new(connections: u32, pacing: Pacing) -> Self {
         Self {
             connections: connections.max(1),
             fewer: 0,
-            restore_at: Timestamp::MIN,
-            pacing: Pacing::new(messages_per_minute),
+            lowered_at: Timestamp::MIN,
+            pacing,
             pause: None,
             round: 0,
             store_failures: 0,
@@ -69,15 +73,29 @@ impl Lanes {
 
     /// How many attempts may be under way at a time, once nothing else holds them up.
     pub(super) fn width(&self, now: Timestamp) -> usize {
-        let fewer = if now < self.restore_at { self.fewer } else { 0 };
-        let width = if self.pause.is_some() { 1 } else { self.connections.saturating_sub(fewer).max(1) };
+        let width = if self.pause.is_some() { 1 } else { self.wanted(now) };
         usize::try_from(width).unwrap_or(1)
+    }
+
+    /// How many connections the service is thought to stand.
+    fn wanted(&self, now: Timestamp) -> u32 {
+        let back = clock::until(self.lowered_at, now).as_secs() / RESTORE_EVERY;
+        let fewer = self.fewer.saturating_sub(u32::try_from(back).unwrap_or(u32::MAX));
+        self.connections.saturating_sub(fewer).max(1)
     }
 
     /// When the next attempt may begin, but for the number of those under way.
     pub(super) fn open_at(&self, now: Timestamp) -> Timestamp {
-        let paused = self.pause.as_ref().map_or(now, |pause| pause.until);
-        self.pacing.can_send_at(now).max(paused).max(self.store_until)
+        let paused = self.paused_until(now).unwrap_or(now);
+        // Nobody waits longer than that, whatever the clock did.
+        let store_until = self.store_until.min(clock::after(now, LONGEST_STORE_WAIT));
+        self.pacing.can_send_at(now).max(paused).max(store_until)
+    }
+
+    /// Until when the mailbox is left alone, if it is. A pause that begins only later, by a clock that was set back since,
+    /// is over.
+    pub(super) fn paused_until(&self, now: Timestamp) -> Option<Timestamp> {
+        self.pause.as_ref().filter(|pause| pause.began <= now).map(|pause| pause.until)
     }
 
     /// An attempt of `round` got through to the service. Returns whether that ends the trouble.
@@ -107,9 +125,9 @@ impl Lanes {
         let pauses = before.map_or(0, |pause| pause.pauses).saturating_add(1);
         let wait = policy::pause_for(failure.class, pauses, failure.retry_after, random);
         if special == Special::FewerConnections {
-            let now_used = self.connections.saturating_sub(self.fewer);
-            self.fewer = self.connections.saturating_sub(now_used.saturating_sub(1).max(1));
-            self.restore_at = clock::after(now, RESTORE_AFTER);
+            let fewer = self.wanted(now).saturating_sub(1).max(1);
+            self.fewer = self.connections.saturating_sub(fewer);
+            self.lowered_at = now;
         }
         self.begin(Pause {
             since,
@@ -143,7 +161,7 @@ impl Lanes {
 
     /// The store failed: it is left alone for 1 s, 2 s, 4 s, … 30 s.
     pub(super) fn store_failed(&mut self, now: Timestamp) {
-        let wait = Duration::from_secs(2u64.pow(self.store_failures.min(5)).min(30));
+        let wait = Duration::from_secs(2u64.pow(self.store_failures.min(5))).min(LONGEST_STORE_WAIT);
         self.store_failures = self.store_failures.saturating_add(1);
         self.store_until = clock::after(now, wait);
     }
@@ -167,13 +185,17 @@ mod tests {
         clock::after(Timestamp::from_second(1_000_000).unwrap(), Duration::from_secs(second))
     }
 
+    fn of(connections: u32) -> Lanes {
+        Lanes::new(connections, Pacing::new(0, 0))
+    }
+
     fn judgement(class: Class, special: Special) -> Judgement {
         Judgement { failure: Failure::new(class, "code", "reply"), special }
     }
 
     #[test]
     fn a_pause_ends_with_a_single_attempt() {
-        let mut lanes = Lanes::new(3, 0);
+        let mut lanes = of(3);
         assert_eq!((lanes.width(at(0)), lanes.open_at(at(0))), (3, at(0)));
         let before = lanes.round();
         lanes.trouble(before, judgement(Class::Transient, Special::No), at(0), 0.5);
@@ -191,24 +213,37 @@ mod tests {
     }
 
     #[test]
-    fn too_many_connections_become_fewer_for_an_hour() {
-        let mut lanes = Lanes::new(3, 0);
+    fn too_many_connections_become_fewer_and_come_back_one_by_one() {
+        let mut lanes = of(3);
         for width in [2, 1, 1] {
             lanes.trouble(lanes.round(), judgement(Class::Rate, Special::FewerConnections), at(0), 0.5);
             lanes.works(lanes.round());
             assert_eq!(lanes.width(at(100)), width);
         }
-        assert_eq!(lanes.width(at(3600)), 3);
+        let widths = [1199, 1200, 2399, 2400, 9999].map(|second| lanes.width(at(second)));
+        assert_eq!(widths, [1, 2, 2, 3, 3]);
+        lanes.trouble(lanes.round(), judgement(Class::Rate, Special::FewerConnections), at(1300), 0.5);
+        lanes.works(lanes.round());
+        assert_eq!((lanes.width(at(1300)), lanes.width(at(2499)), lanes.width(at(2500))), (1, 1, 2));
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_ends_a_pause() {
+        let mut lanes = of(1);
+        lanes.trouble(lanes.round(), judgement(Class::Administrator, Special::No), at(90_000), 0.5);
+        lanes.store_failed(at(90_000));
+        assert_eq!(lanes.open_at(at(90_001)), at(90_300));
+        assert_eq!(lanes.open_at(at(3600)), at(3630));
     }
 
     #[test]
     fn a_person_ends_the_pauses_that_wait_for_one() {
-        let mut lanes = Lanes::new(1, 0);
+        let mut lanes = of(1);
         lanes.trouble(lanes.round(), judgement(Class::Administrator, Special::No), at(0), 0.5);
         assert_eq!(lanes.open_at(at(1)), at(300));
         lanes.resume();
         assert_eq!(lanes.open_at(at(1)), at(10));
-        let mut lanes = Lanes::new(1, 0);
+        let mut lanes = of(1);
         lanes.trouble(lanes.round(), judgement(Class::Rate, Special::No), at(0), 0.5);
         lanes.resume();
         assert_eq!(lanes.open_at(at(1)), at(45));
@@ -216,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_missing_token_is_asked_for_again_soon() {
-        let mut lanes = Lanes::new(2, 0);
+        let mut lanes = of(2);
         for second in [0, 2, 4] {
             lanes.no_token(lanes.round(), Failure::new(Class::Consent, "no_token", ""), at(second));
             assert_eq!(lanes.open_at(at(second)), at(second + 2));
@@ -226,7 +261,7 @@ mod tests {
 
     #[test]
     fn a_failing_store_is_not_asked_without_end() {
-        let mut lanes = Lanes::new(2, 0);
+        let mut lanes = of(2);
         for (now, then) in [(0, 1), (1, 3), (3, 7), (7, 15), (15, 31), (31, 61), (61, 91)] {
             lanes.store_failed(at(now));
             assert_eq!(lanes.open_at(at(now)), at(then));

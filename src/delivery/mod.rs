@@ -1,10 +1,16 @@
 //! Delivery: a worker per mailbox takes what is due from the store and submits it to Microsoft 365.
 //!
 //! [`Worker`] runs a mailbox's lanes; each makes one attempt at one message at a time; [`client`] speaks SMTP over
-//! [`wire`], which [`starttls`] encrypted; [`probe`] only tries whether that works; [`outcome`], [`lanes`], [`policy`] and [`pacing`] decide, without I/O.
+//! [`wire`], which [`starttls`] encrypted; [`probe`] only tries whether that works; [`search`] looks among the sent messages
+//! for those whose outcome is unknown; [`outcome`], [`sent`], [`lanes`], [`policy`], [`pacing`] and [`eta`] decide, without
+//! I/O.
 
 mod attempt;
+#[cfg(test)]
+#[path = "bed.rs"]
+mod bed;
 mod client;
+mod eta;
 mod fault;
 mod lanes;
 mod outcome;
@@ -13,15 +19,31 @@ mod pacing;
 mod peer;
 pub mod policy;
 mod probe;
+mod search;
+mod sent;
 mod starttls;
+mod upkeep;
+
 mod wire;
 mod worker;
 
+pub use eta::done_by;
 pub use probe::Probe;
 pub use worker::{Status, Worker};
 
 use crate::section::Section;
+use serde::Deserialize;
 use std::time::Duration;
+
+/// What becomes of a message whose outcome is unknown where nobody can look whether it was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnUnknown {
+    /// It is sent again: its recipients may get it twice.
+    Resend,
+    /// It is held until a person decides.
+    Hold,
+}
 
 /// The `[delivery]` section; a mailbox may override each of its keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,8 +52,18 @@ pub struct Config {
     pub connections: u32,
     /// Messages a minute, per mailbox; 0: no pacing. Exchange Online takes 30.
     pub messages_per_minute: u32,
+    /// Recipients a day, per mailbox; 0: no limit. Exchange Online takes 10,000.
+    pub recipients_per_day: u32,
     /// How long a message is tried before it is given up.
     pub retry_for: Duration,
+    /// Where nobody can look whether a message was sent.
+    pub on_unknown: OnUnknown,
+    /// How long the service may take to file what it took in the folder of sent mail.
+    pub sent_delay: Duration,
+    /// After so long a mailbox's trouble, its mail goes out as the notifications address; zero: never.
+    pub fallback_after: Duration,
+    /// After so long in the queue, a message's delay is said once; zero: never.
+    pub delay_warning: Duration,
     /// How long the service may take to answer a command; see [`Timeouts`].
     pub reply_timeout: Duration,
     /// How long a message that was given up is kept, for a person to look at and have sent again.
@@ -43,7 +75,12 @@ impl Default for Config {
         Self {
             connections: 2,
             messages_per_minute: 30,
+            recipients_per_day: 10_000,
             retry_for: Duration::from_secs(2 * 24 * 3600),
+            on_unknown: OnUnknown::Resend,
+            sent_delay: Duration::from_secs(120),
+            fallback_after: Duration::ZERO,
+            delay_warning: Duration::from_secs(4 * 3600),
             reply_timeout: Duration::from_secs(120),
             keep_failed: Duration::from_secs(7 * 24 * 3600),
         }
@@ -53,7 +90,9 @@ impl Default for Config {
 impl Config {
     /// Reads what a section says of it over what holds otherwise.
     pub fn read(section: &mut Section<'_>, otherwise: &Self) -> Self {
-        let retry_for = Duration::from_secs(1)..Duration::from_secs(30 * 24 * 3600 + 1);
+        let month = Duration::from_secs(30 * 24 * 3600 + 1);
+        let retry_for = Duration::from_secs(1)..month;
+        let sent_delay = Duration::ZERO..Duration::from_secs(24 * 3600 + 1);
         let reply_timeout = Duration::from_millis(100)..Duration::from_secs(3601);
         let keep_failed = Duration::from_secs(1)..Duration::from_secs(366 * 24 * 3600 + 1);
         Self {
@@ -63,7 +102,20 @@ impl Config {
                 otherwise.messages_per_minute,
                 0..=1_000_000,
             ),
+            recipients_per_day: section.number(
+                "recipients_per_day",
+                otherwise.recipients_per_day,
+                0..=100_000_000,
+            ),
             retry_for: section.duration("retry_for", otherwise.retry_for, retry_for),
+            on_unknown: section.get_or("on_unknown", otherwise.on_unknown),
+            sent_delay: section.duration("sent_delay", otherwise.sent_delay, sent_delay),
+            fallback_after: section.duration(
+                "fallback_after",
+                otherwise.fallback_after,
+                Duration::ZERO..month,
+            ),
+            delay_warning: section.duration("delay_warning", otherwise.delay_warning, Duration::ZERO..month),
             reply_timeout: section.duration("reply_timeout", otherwise.reply_timeout, reply_timeout),
             keep_failed: section.duration("keep_failed", otherwise.keep_failed, keep_failed),
         }
@@ -144,5 +196,9 @@ mod tests {
         assert_eq!((config.reply_timeout, config.connections), (Duration::from_secs(5), 1));
         assert_eq!(config.retry_for, Config::default().retry_for);
         assert_eq!(read("reply_timeout = '0s'").mistakes.len(), 1);
+        assert_eq!(read("on_unknown = 'guess'").mistakes.len(), 1);
+        let parsed = read("on_unknown = 'hold'\nsent_delay = '0s'\nfallback_after = '30 minutes'\n");
+        assert_eq!(parsed.mistakes, []);
+        assert_eq!((parsed.value.on_unknown, parsed.value.sent_delay), (OnUnknown::Hold, Duration::ZERO));
     }
 }

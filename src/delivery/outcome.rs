@@ -1,11 +1,11 @@
 //! What an attempt came to, and what follows from it for the message, its recipients and its mailbox: pure.
 
-use super::policy::{self, ONCE_MORE_WAIT, UNKNOWN_WAIT};
+use super::policy::{self, ONCE_MORE_WAIT};
 use crate::address::Address;
 use crate::clock;
 use crate::failure::{Class, Failure};
 use crate::microsoft::smtp_replies::{Judgement, Reply, Special, Step, judge};
-use crate::store::{Due, Next, Recipient, RecipientState, Settlement};
+use crate::store::{Due, Next, Recipient, RecipientState, SentBy, Settlement};
 use jiff::Timestamp;
 use std::time::Duration;
 
@@ -78,21 +78,22 @@ pub(super) fn decide(
     when: Circumstances,
 ) -> Decision {
     let mut sorting = Sorting::new(due);
+    let by = SentBy { mailbox: mailbox.clone(), attempt: due.attempts.saturating_add(1) };
     let waiting = due.recipients.iter().enumerate().filter(|(_, recipient)| waits(recipient));
     let mut answers = transaction.recipients.iter();
     for (index, _) in waiting {
         match answers.next() {
             Some(Rcpt::Refused(reply)) => sorting.refused(index, reply, judge(reply, Step::Rcpt, mailbox)),
-            answer => sorting.ended(index, &transaction.end, answer.is_some(), mailbox),
+            answer => sorting.ended(index, &transaction.end, answer.is_some(), &by),
         }
     }
     sorting.decide(due, &transaction.end, when)
 }
 
 /// What follows when the mailbox's trouble kept a booked attempt from even beginning: the message is due again as soon
-/// as the mailbox works.
+/// as the mailbox works, in its old place, since it is not to blame.
 pub(super) fn put_back(due: &Due, failure: &Failure, now: Timestamp) -> Settlement {
-    let next = Next::Again { at: now, unknown: false };
+    let next = Next::Again { at: due.received_at.min(now), unknown: false };
     Settlement { paced: false, ..settlement(due, due.recipients.clone(), Some(failure), next, now) }
 }
 
@@ -102,6 +103,27 @@ pub(super) fn give_up(due: &Due, failure: &Failure, now: Timestamp) -> Decision 
     let mut sorting = Sorting::new(due);
     sorting.fail_waiting(failure);
     sorting.decide(due, &End::Unsendable(failure.clone()), when)
+}
+
+/// The recipients as they are to be written down before the message is handed over, so that the next start knows whom an
+/// attempt that was cut short may have reached; `answers` are those to RCPT. `None`: it will know without.
+pub(super) fn handing_over(due: &Due, answers: &[Rcpt]) -> Option<Vec<Recipient>> {
+    let mut recipients = due.recipients.clone();
+    let mut answers = answers.iter();
+    for recipient in recipients.iter_mut().filter(|recipient| waits(recipient)) {
+        let answer = answers.next();
+        let accepted = matches!(answer, Some(Rcpt::Accepted));
+        recipient.state = if accepted { RecipientState::Unknown } else { RecipientState::Waiting };
+        if let Some(Rcpt::Refused(reply)) = answer {
+            recipient.reply = Some(reply.to_string());
+        }
+    }
+    // As the store sees it: those known to be handed over, else all who wait.
+    let is_unknown = |recipient: &Recipient| recipient.state == RecipientState::Unknown;
+    let some_are = due.recipients.iter().any(is_unknown);
+    let presumed = |before: &Recipient| if some_are { is_unknown(before) } else { waits(before) };
+    let agrees = due.recipients.iter().map(presumed).eq(recipients.iter().map(is_unknown));
+    (!agrees).then_some(recipients)
 }
 
 /// Whether it is still to be sent to a recipient, or sent again.
@@ -117,6 +139,8 @@ struct Sorting {
     deferred: Option<Failure>,
     mailbox: Option<Judgement>,
     once_more: bool,
+    /// The message was handed over, and no answer came.
+    unknown: bool,
     /// The service takes no more recipients at a time.
     split: Option<Failure>,
 }
@@ -130,24 +154,40 @@ impl Sorting {
             deferred: None,
             mailbox: None,
             once_more: false,
+            unknown: false,
             split: None,
         }
     }
 
     /// What the end of the transaction means for a recipient who was not refused; `asked`: whom RCPT named.
-    fn ended(&mut self, index: usize, end: &End, asked: bool, mailbox: &Address) {
+    fn ended(&mut self, index: usize, end: &End, asked: bool, by: &SentBy) {
         match end {
             End::Taken(reply) if asked => {
                 if let Some(recipient) = self.recipients.get_mut(index) {
                     recipient.state = RecipientState::Sent;
                     recipient.reply = Some(reply.to_string());
+                    recipient.sent_by = Some(by.clone());
                     self.sent.push(recipient.address.clone());
                 }
             }
+            End::Unknown(failure) if asked => {
+                self.defer(index, failure);
+                self.unknown = true;
+                if let Some(recipient) = self.recipients.get_mut(index) {
+                    recipient.state = RecipientState::Unknown;
+                }
+            }
             // Not named since the service took no more: they come next.
-            End::Taken(_) | End::NoRecipient => {}
-            End::Refused(step, reply) => self.refused(index, reply, judge(reply, *step, mailbox)),
-            End::Lost(failure) | End::Unknown(failure) => self.defer(index, failure),
+            End::Taken(_) | End::Unknown(_) | End::NoRecipient => {}
+            End::Refused(step, reply) => {
+                let judgement = judge(reply, *step, &by.mailbox);
+                // What was refused of a portion's content says nothing final about those who were in none.
+                let is_theirs = asked || self.split.is_none() || judgement.failure.class != Class::Message;
+                if is_theirs {
+                    self.refused(index, reply, judgement);
+                }
+            }
+            End::Lost(failure) => self.defer(index, failure),
             End::Unsendable(failure) => self.fail(index, failure),
         }
     }
@@ -179,10 +219,13 @@ impl Sorting {
     }
 
     fn fail(&mut self, index: usize, failure: &Failure) {
-        self.reply(index, failure);
+        let was_unknown =
+            self.recipients.get(index).is_some_and(|recipient| recipient.state == RecipientState::Unknown);
+        let failure = if was_unknown { perhaps_delivered(failure) } else { failure.clone() };
+        self.reply(index, &failure);
         if let Some(recipient) = self.recipients.get_mut(index) {
             recipient.state = RecipientState::Failed;
-            self.failed.push((recipient.address.clone(), failure.clone()));
+            self.failed.push((recipient.address.clone(), failure));
         }
     }
 
@@ -207,10 +250,8 @@ impl Sorting {
             self.deferred = self.split.clone();
         }
         let next = if self.recipients.iter().any(waits) {
-            match self.wait(due, end, age, when) {
-                Some(wait) => {
-                    Next::Again { at: clock::after(when.now, wait), unknown: matches!(end, End::Unknown(_)) }
-                }
+            match self.wait(due, age, when) {
+                Some(wait) => Next::Again { at: clock::after(when.now, wait), unknown: self.unknown },
                 None => {
                     let failure = self.deferred.take().unwrap_or_else(too_many);
                     self.fail_waiting(&failure);
@@ -239,20 +280,19 @@ impl Sorting {
     }
 
     /// How long until those who wait are tried again; `None`: the time for that is over.
-    fn wait(&self, due: &Due, end: &End, age: Duration, when: Circumstances) -> Option<Duration> {
+    fn wait(&self, due: &Due, age: Duration, when: Circumstances) -> Option<Duration> {
         let left = when.retry_for.checked_sub(age).filter(|left| !left.is_zero());
         let attempts = due.attempts.saturating_add(1);
         let asked = self.deferred.as_ref().and_then(|failure| failure.retry_after);
-        if self.mailbox.is_some() {
+        if self.unknown {
+            // Looked for at once, whatever its age: what becomes of it is decided then.
+            Some(Duration::ZERO)
+        } else if self.mailbox.is_some() {
             // Due as soon as the mailbox works: the mailbox's trouble gives up what waits for too long.
             Some(Duration::ZERO)
         } else if self.split.is_some() && !self.sent.is_empty() {
             // The service takes them in portions, and it took one.
             Some(Duration::ZERO)
-        } else if matches!(end, End::Unknown(_)) {
-            // By the schedule too: where a message never gets an answer, each attempt may be another copy of it.
-            let asked = Some(asked.unwrap_or_default().max(UNKNOWN_WAIT));
-            policy::retry_after(attempts, age, when.retry_for, asked, when.random)
         } else if self.once_more {
             left.map(|left| left.min(ONCE_MORE_WAIT))
         } else {
@@ -266,7 +306,20 @@ fn too_many() -> Failure {
     Failure::new(Class::Transient, "452 4.5.3", "too many recipients, in every portion")
 }
 
-fn settlement(
+/// A failure of somebody who may have got the message from an attempt that nobody heard the end of.
+fn perhaps_delivered(failure: &Failure) -> Failure {
+    Failure {
+        reply: format!(
+            "it may have been delivered all the same, by an attempt whose end is unknown: {}",
+            failure.reply
+        ),
+        advice: "look into the mailbox's folder of sent mail, or ask the recipient, before you send it again"
+            .to_owned(),
+        ..failure.clone()
+    }
+}
+
+pub(super) fn settlement(
     due: &Due,
     recipients: Vec<Recipient>,
     failure: Option<&Failure>,

@@ -12,17 +12,12 @@ fn start() -> Timestamp {
 }
 
 fn due(recipients: &[&str]) -> Due {
-    let waiting = |address: &&str| Recipient {
-        address: (*address).to_owned(),
-        state: RecipientState::Waiting,
-        reply: None,
-    };
     Due {
         id: QueueId(1),
         received_at: start(),
         tried_since: start(),
         mail_from: "odoo@example.com".to_owned(),
-        recipients: recipients.iter().map(waiting).collect(),
+        recipients: recipients.iter().copied().map(Recipient::waiting).collect(),
         smtputf8: false,
         eight_bit: false,
         new_from: None,
@@ -179,24 +174,80 @@ fn send_as_denied_counts_the_second_time() {
 }
 
 #[test]
-fn an_unknown_outcome_waits_before_it_is_sent_again() {
+fn an_unknown_outcome_is_looked_for_at_once_whatever_its_age() {
     let unknown = || End::Unknown(lost());
-    let answers = || vec![Rcpt::Accepted, refused("550 5.1.1 no")];
-    let decision = decide_after(0, &due(&["a@x", "b@x"]), answers(), unknown());
-    assert_eq!((states(&decision).as_str(), again(&decision)), ("wf", 300));
-    assert!(matches!(decision.settlement.next, Next::Again { unknown: true, .. }));
-    let mut often = due(&["a@x", "b@x"]);
-    often.attempts = 6;
-    assert_eq!(
-        again(&decide_after(30, &often, answers(), unknown())),
-        1800,
-        "each time it may be another copy"
-    );
-    let decision = decide_after(121, &due(&["a@x", "b@x"]), answers(), unknown());
-    assert_eq!((states(&decision).as_str(), decision.settlement.next), ("ff", Next::Failed));
+    let answers = || vec![Rcpt::Accepted, refused("550 5.1.1 no"), refused("451 4.2.1 busy")];
+    for minutes in [0, 30, 121] {
+        let decision = decide_after(minutes, &due(&["a@x", "b@x", "c@x"]), answers(), unknown());
+        assert_eq!((states(&decision).as_str(), again(&decision)), ("ufw", 0), "only who was handed over");
+        assert!(matches!(decision.settlement.next, Next::Again { unknown: true, .. }));
+        assert_eq!(decision.deferred.unwrap().code, "connection lost");
+    }
+    let many = vec![Rcpt::Accepted, refused("452 4.5.3 Too many recipients")];
+    let decision = decide_after(0, &due(&["a@x", "b@x", "c@x"]), many, unknown());
+    assert_eq!(states(&decision), "uww", "nor who was never named");
     let decision = decide_after(0, &due(&["a@x"]), vec![Rcpt::Accepted], End::Lost(lost()));
     assert!(matches!(decision.settlement.next, Next::Again { unknown: false, .. }));
-    assert_eq!(again(&decision), 30);
+    assert_eq!((states(&decision).as_str(), again(&decision)), ("w", 30));
+}
+
+#[test]
+fn a_failure_after_an_unknown_outcome_says_so() {
+    let mut message = due(&["a@x", "b@x"]);
+    message.recipients[0].state = RecipientState::Unknown;
+    let answers = vec![refused("550 5.1.1 no"), refused("550 5.1.1 no")];
+    let decision = decide_after(0, &message, answers, End::NoRecipient);
+    assert_eq!((states(&decision).as_str(), decision.settlement.next), ("ff", Next::Failed));
+    let said = |index: usize| decision.failed[index].1.reply.starts_with("it may have been delivered");
+    assert!(said(0) && !said(1), "{:?}", decision.failed);
+    let decision = decide_after(0, &message, vec![], End::Lost(lost()));
+    assert_eq!(states(&decision), "uw", "it stays unknown");
+    let given_up = give_up(&message, &lost(), start());
+    assert!(given_up.failed[0].1.reply.starts_with("it may have been delivered"), "{:?}", given_up.failed);
+    assert_eq!(given_up.failed[1].1, lost());
+}
+
+#[test]
+fn who_is_handed_over_is_written_down_where_it_is_not_plain() {
+    let written = |states: &str, answers: &[Option<&str>]| {
+        let mut message = due(&vec!["a@x"; states.len()]);
+        for (recipient, state) in message.recipients.iter_mut().zip(states.chars()) {
+            recipient.state = match state {
+                's' => RecipientState::Sent,
+                'u' => RecipientState::Unknown,
+                _ => RecipientState::Waiting,
+            };
+        }
+        let answers: Vec<_> = answers.iter().map(|answer| answer.map_or(Rcpt::Accepted, refused)).collect();
+        handing_over(&message, &answers).map(|recipients| {
+            let letter = |recipient: &Recipient| match recipient.state {
+                RecipientState::Sent => 's',
+                RecipientState::Unknown => 'u',
+                RecipientState::Waiting => 'w',
+                RecipientState::Failed => 'f',
+            };
+            let reply = recipients.iter().find_map(|recipient| recipient.reply.clone());
+            (recipients.iter().map(letter).collect::<String>(), reply)
+        })
+    };
+    let (no, many) = (Some("550 5.1.1 no"), Some("452 4.5.3 many"));
+    let table = [
+        ("ww", vec![None, None], None),
+        ("sww", vec![None, None], None),
+        ("uu", vec![None, None], None),
+        ("ww", vec![None, no], Some("uw")),
+        ("www", vec![None, many], Some("uww")),
+        ("uw", vec![None, None], Some("uu")),
+        ("uw", vec![no, None], Some("wu")),
+        ("uw", vec![None, no], None),
+    ];
+    for (states, answers, expected) in table {
+        let found = written(states, &answers);
+        assert_eq!(found.as_ref().map(|(states, _)| states.as_str()), expected, "{states} {answers:?}");
+        if let Some((_, reply)) = found {
+            assert_eq!(reply.as_deref(), answers.iter().flatten().next().copied());
+        }
+    }
 }
 
 #[test]
@@ -231,7 +282,7 @@ proptest! {
     /// Nobody is lost, nobody is sent to twice, and the message's next step agrees with its recipients.
     #[test]
     fn every_recipient_ends_in_one_place(
-        before in proptest::collection::vec(0..3u8, 1..6),
+        before in proptest::collection::vec(0..4u8, 1..6),
         answers in proptest::collection::vec(any_rcpt(), 0..6),
         end in 0..6u8,
         minutes in 0..200u64,
@@ -243,6 +294,7 @@ proptest! {
             recipient.state = match state {
                 0 => RecipientState::Sent,
                 1 => RecipientState::Failed,
+                2 => RecipientState::Unknown,
                 _ => RecipientState::Waiting,
             };
         }
@@ -267,13 +319,29 @@ proptest! {
                 _ => prop_assert!(was_taken || recipient.state != RecipientState::Sent),
             }
         }
-        let newly_failed = after.iter().zip(&before).filter(|(r, b)| **b == 2 && r.state == RecipientState::Failed).count();
+        let newly_failed = after.iter().zip(&before).filter(|(r, b)| **b >= 2 && r.state == RecipientState::Failed).count();
         prop_assert_eq!(newly_failed, decision.failed.len());
         match decision.settlement.next {
             Next::Done => prop_assert!(after.iter().all(|r| r.state == RecipientState::Sent)),
             Next::Failed => prop_assert!(!after.iter().any(waits) && after.iter().any(|r| r.state == RecipientState::Failed)),
             Next::Again { at, .. } => prop_assert!(after.iter().any(waits) && at >= decision.settlement.at),
+            Next::Held => prop_assert!(false, "nothing is held before anybody looked"),
         }
         prop_assert!(decision.deferred.is_none() || decision.mailbox.is_none());
     }
+}
+
+#[test]
+fn what_is_refused_of_a_portions_content_fails_nobody_outside_of_it() {
+    let many = due(&["a@x", "b@x", "c@x"]);
+    let answers = || vec![Rcpt::Accepted, refused("452 4.5.3 too many recipients")];
+    let end = End::Refused(Step::Dot, reply("550 5.7.1 not to him"));
+    let decision = decide_after(1, &many, answers(), end);
+    let states: Vec<_> = decision.settlement.recipients.iter().map(|recipient| recipient.state).collect();
+    assert_eq!(states, [RecipientState::Failed, RecipientState::Waiting, RecipientState::Waiting]);
+    assert!(matches!(decision.settlement.next, Next::Again { unknown: false, .. }));
+
+    let sent = decide_after(1, &many, answers(), taken()).settlement.recipients;
+    let by = SentBy { mailbox: Address::normalise(MAILBOX).unwrap(), attempt: 1 };
+    assert_eq!((sent[0].sent_by.as_ref(), sent[1].sent_by.as_ref()), (Some(&by), None));
 }

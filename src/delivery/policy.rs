@@ -14,10 +14,6 @@ const MINUTE: u64 = 60;
 const SCHEDULE: [u64; 8] =
     [30, MINUTE, 2 * MINUTE, 5 * MINUTE, 10 * MINUTE, 15 * MINUTE, 30 * MINUTE, 60 * MINUTE];
 
-/// How long a message whose outcome is unknown is left alone. Exchange files what it took in Sent Items within a
-/// minute or two of taking it; only after that would a look there, before it is sent again, tell the truth.
-pub const UNKNOWN_WAIT: Duration = Duration::from_secs(5 * MINUTE);
-
 /// How long to wait before what was [`Special::OnceMore`] is tried for the second time.
 pub const ONCE_MORE_WAIT: Duration = Duration::from_secs(5 * MINUTE);
 

@@ -2,10 +2,14 @@
 
 use super::attempt::{Context, Ended, Held};
 use super::lanes::{Lanes, no_connection};
-use super::{outcome, policy};
+use super::outcome::{self, waits};
+use super::upkeep::Mentioned;
+use super::{policy, search};
 use crate::clock;
+use crate::failure::{Class, Failure};
 use crate::mailbox::{Mailbox, Trouble};
 use crate::reports::Reporter;
+use crate::routing::Routes;
 use crate::store::{Due, QueueId, Store};
 use crate::tokens::Tokens;
 use futures_util::future::BoxFuture;
@@ -15,7 +19,7 @@ use serde::Serialize;
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 use tokio_rustls::rustls::ClientConfig;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +38,7 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 /// Delivers the mail of one mailbox.
 pub struct Worker {
     context: Context,
+    routes: Arc<Routes>,
     status: watch::Sender<Status>,
 }
 
@@ -44,6 +49,10 @@ pub struct Status {
     pub sending: usize,
     /// The mailbox is left alone until then.
     pub paused_until: Option<Timestamp>,
+    /// And nothing goes on before a person acts.
+    pub needs_a_person: bool,
+    /// How many recipients may still be sent to today; `None`: there is no limit.
+    pub left_today: Option<u64>,
 }
 
 /// The worker's state between two waits.
@@ -61,6 +70,9 @@ struct State<'a> {
     look_at: Option<Timestamp>,
     /// When to look next for mail to give up.
     give_up_at: Timestamp,
+    /// When to reroute next what the mailbox cannot send.
+    reroute_at: Timestamp,
+    mentioned: Mentioned,
     /// When the mailbox's token was last renewed, at the time of the pause.
     token_renewed_at: Option<Timestamp>,
 }
@@ -68,6 +80,8 @@ struct State<'a> {
 /// An attempt that ended.
 struct Finished {
     id: QueueId,
+    /// How many recipients it was made for.
+    recipients: u64,
     round: u32,
     held: Option<Held>,
     ended: Ended,
@@ -75,12 +89,20 @@ struct Finished {
 
 impl Worker {
     /// A worker for a mailbox; it does nothing before it is [run](Self::run).
-    pub fn new(mailbox: Arc<Mailbox>, store: Store, tokens: Tokens, tls: Arc<ClientConfig>) -> Self {
+    pub fn new(
+        mailbox: Arc<Mailbox>,
+        store: Store,
+        tokens: Tokens,
+        tls: Arc<ClientConfig>,
+        routes: Arc<Routes>,
+    ) -> Self {
         let store_trouble =
             Trouble::new("store failed", "store recovered", "delivery", mailbox.address().to_string());
         let timeouts = mailbox.config.delivery.timeouts();
-        let context = Context { mailbox, store, tokens, tls, timeouts, store_trouble, reporter: None };
-        Self { context, status: watch::Sender::default() }
+        let unknown = Notify::new();
+        let context =
+            Context { mailbox, store, tokens, tls, timeouts, store_trouble, unknown, reporter: None };
+        Self { context, routes, status: watch::Sender::default() }
     }
 
     /// From now on it has failures reported.
@@ -96,11 +118,13 @@ impl Worker {
     /// Delivers until `soft` is cancelled; then finishes the messages in hand, each within its timeouts, and closes the
     /// connections. `hard` drops everything at once: what was in hand has an unknown outcome at the next start.
     pub async fn run(self, soft: CancellationToken, hard: CancellationToken) {
-        let work = Box::pin(self.work(&soft));
+        // What is unknown is looked for beside the sending: neither holds the other up.
+        let search = Box::pin(search::run(&self.context, &soft));
+        let work = Box::pin(async { tokio::join!(self.work(&soft), search) });
         tokio::select! {
             biased;
             () = hard.cancelled() => {}
-            () = work => {}
+            _ = work => {}
         }
     }
 
@@ -108,8 +132,11 @@ impl Worker {
         let config = &self.context.mailbox.config.delivery;
         let arrivals = self.context.store.arrivals(self.context.mailbox.address());
         let mut woken = self.context.store.woken();
+        let Some(pacing) = self.context.pacing(soft).await else {
+            return;
+        };
         let mut state = State {
-            lanes: Lanes::new(config.connections, config.messages_per_minute),
+            lanes: Lanes::new(config.connections, pacing),
             ready: VecDeque::new(),
             sending: HashSet::new(),
             idle: Vec::new(),
@@ -117,14 +144,19 @@ impl Worker {
             goodbyes: FuturesUnordered::new(),
             look_at: Some(Timestamp::MIN),
             give_up_at: Timestamp::MIN,
+            reroute_at: Timestamp::MIN,
+            mentioned: Mentioned::new(&self.context, clock::now()),
             token_renewed_at: None,
         };
         while !soft.is_cancelled() {
             self.notice_new_token(&mut state);
             self.give_up(&mut state).await;
+            self.reroute(&mut state).await;
+            self.context.mention_late(&mut state.mentioned, clock::now()).await;
             self.fill(&mut state).await;
+            self.note_full_day(&mut state).await;
             self.report(&state);
-            let wait = state.wait(clock::now(), config.retry_for);
+            let wait = state.wait(clock::now(), config.retry_for).min(self.look_after(&state));
             tokio::select! {
                 () = soft.cancelled() => {}
                 Some(finished) = state.attempts.next() => self.finish(&mut state, finished),
@@ -149,6 +181,7 @@ impl Worker {
     async fn fill<'a>(&'a self, state: &mut State<'a>) {
         loop {
             let now = clock::now();
+            state.lanes.pacing.tick(now);
             if state.attempts.len() >= state.lanes.width(now) || state.lanes.open_at(now) > now {
                 return;
             }
@@ -165,12 +198,14 @@ impl Worker {
             let Some(due) = state.ready.pop_front() else {
                 return;
             };
-            state.lanes.pacing.note(now);
+            let recipients = due.recipients.iter().filter(|recipient| waits(recipient)).count();
+            let recipients = u64::try_from(recipients).unwrap_or(u64::MAX);
+            state.lanes.pacing.note(now, recipients);
             state.sending.insert(due.id);
             let (held, round) = (state.idle.pop(), state.lanes.round());
             state.attempts.push(Box::pin(async move {
                 let (held, ended) = self.context.attempt(&due, held).await;
-                Finished { id: due.id, round, held, ended }
+                Finished { id: due.id, recipients, round, held, ended }
             }));
         }
     }
@@ -186,7 +221,7 @@ impl Worker {
             Some(Timestamp::MIN)
         } else if is_all {
             // What is due already is in hand, or was just taken from us.
-            store.next_due(mailbox).await?.map(|at| at.max(clock::after(now, LOOK_AGAIN)))
+            store.next_due(mailbox, false).await?.map(|at| at.max(clock::after(now, LOOK_AGAIN)))
         } else {
             Some(clock::after(now, LOOK_AGAIN))
         };
@@ -200,12 +235,12 @@ impl Worker {
 
     /// What the end of an attempt means for the mailbox.
     fn finish(&self, state: &mut State<'_>, finished: Finished) {
-        let Finished { id, round, held, ended } = finished;
+        let Finished { id, recipients, round, held, ended } = finished;
         let (now, mailbox) = (clock::now(), &self.context.mailbox);
         state.sending.remove(&id);
         state.idle.extend(held);
         state.look_at = Some(Timestamp::MIN);
-        if matches!(ended, Ended::Settled(_) | Ended::Trouble(_)) {
+        if matches!(ended, Ended::Settled(_) | Ended::Trouble { .. }) {
             state.lanes.store_works();
         }
         let judgement = match ended {
@@ -220,23 +255,28 @@ impl Worker {
                 Some(_) => no_connection(failure),
                 None => return,
             },
-            Ended::Trouble(judgement) => judgement,
+            Ended::Trouble { judgement, asked } => {
+                if !asked {
+                    state.lanes.pacing.take_back(recipients);
+                }
+                judgement
+            }
             Ended::NoToken(failure) => {
                 // The token's own keeper says so in the log.
-                state.lanes.pacing.take_back();
+                state.lanes.pacing.take_back(recipients);
                 state.lanes.no_token(round, failure, now);
                 state.pause();
                 return;
             }
             Ended::Skipped => {
-                state.lanes.pacing.take_back();
+                state.lanes.pacing.take_back(recipients);
                 if state.ready.is_empty() {
                     state.look_at = Some(clock::after(now, LOOK_AGAIN));
                 }
                 return;
             }
             Ended::Store(error) => {
-                state.lanes.pacing.take_back();
+                state.lanes.pacing.take_back(recipients);
                 self.context.store_failed(&error);
                 state.lanes.store_failed(now);
                 return;
@@ -283,16 +323,77 @@ impl Worker {
         for due in old.iter().filter(|due| !state.sending.contains(&due.id)) {
             let mut decision = outcome::give_up(due, &pause.failure, now);
             self.context.report(due, &mut decision).await;
-            self.context.settle(&decision.settlement).await;
-            self.context.log(due, &decision);
+            match self.context.store.resolve(due, decision.settlement.clone()).await {
+                Ok(true) => self.context.log(due, &decision),
+                // A person cancelled it, or had it tried anew, in this moment.
+                Ok(false) => {}
+                Err(error) => return self.context.store_failed(&error),
+            }
+        }
+    }
+
+    /// How long until mail is to be looked through for what waits too long.
+    fn look_after(&self, state: &State<'_>) -> Duration {
+        let config = &self.context.mailbox.config.delivery;
+        let late = Some(config.delay_warning);
+        let reroute = state.lanes.pause().map(|_| config.fallback_after);
+        let waits = [late, reroute].into_iter().flatten().filter(|wait| !wait.is_zero());
+        waits.map(policy::give_up_every).min().unwrap_or(LONGEST_SLEEP)
+    }
+
+    /// Gives the mail of a mailbox that cannot send, for a reason of its own, to another that can.
+    async fn reroute(&self, state: &mut State<'_>) {
+        let fallback_after = self.context.mailbox.config.delivery.fallback_after;
+        let now = clock::now();
+        let lasts = state.lanes.pause().is_some_and(|pause| {
+            pause.failure.class.pauses_mailbox() && clock::until(pause.since, now) >= fallback_after
+        });
+        if fallback_after.is_zero() || !lasts || now < state.reroute_at {
+            return;
+        }
+        state.reroute_at = clock::after(now, policy::give_up_every(fallback_after));
+        match self.context.reroute(&self.routes, &state.sending).await {
+            Ok(0) => {}
+            Ok(_) => {
+                state.ready.clear();
+                state.look_at = Some(Timestamp::MIN);
+            }
+            Err(error) => self.context.store_failed(&error),
+        }
+    }
+
+    /// Says, where mail waits for that, that the day's recipients are used up. The first message that goes afterwards ends
+    /// this trouble.
+    async fn note_full_day(&self, state: &mut State<'_>) {
+        let now = clock::now();
+        let Some(until) = state.lanes.pacing.day_is_full_until() else {
+            return;
+        };
+        let is_idle = state.attempts.is_empty() && state.lanes.pause().is_none();
+        if !is_idle || state.look_at.is_none_or(|at| at > now) || self.look(state, now).await.is_err() {
+            return;
+        }
+        if !state.ready.is_empty() {
+            // They are read again when there is room.
+            state.ready.clear();
+            state.look_at = Some(clock::after(now, LONGEST_SLEEP));
+            let limit = self.context.mailbox.config.delivery.recipients_per_day;
+            let reply =
+                format!("{limit} recipients in a day: the rest waits until {}", clock::to_second(until));
+            let advice = "raise recipients_per_day if Microsoft 365 takes more, or spread the mail over more mailboxes";
+            let failure = Failure::new(Class::Rate, "recipients_per_day", reply).advise(advice);
+            self.context.mailbox.smtp.fail(&failure, now);
         }
     }
 
     fn report(&self, state: &State<'_>) {
         let now = clock::now();
+        let full = state.lanes.pacing.day_is_full_until();
         let status = Status {
             sending: state.attempts.len(),
-            paused_until: state.lanes.pause().map(|pause| pause.until).filter(|&until| until > now),
+            paused_until: state.lanes.paused_until(now).max(full).filter(|&until| until > now),
+            needs_a_person: state.lanes.pause().is_some_and(|pause| pause.failure.class.needs_a_person()),
+            left_today: state.lanes.pacing.left_today(),
         };
         self.status.send_if_modified(|before| {
             let changed = *before != status;

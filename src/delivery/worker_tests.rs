@@ -1,15 +1,12 @@
 //! The worker between a real store, real tokens and a scripted Exchange.
 
 use super::*;
+use crate::delivery::bed::support::script::Rule;
+use crate::delivery::bed::support::smtp::{Fault, Step};
+use crate::delivery::bed::{Bed, JOHN, next, states};
 use crate::failure::Class;
 use crate::store::{Queued, QueuedState, RecipientState};
-use bed::support::script::Rule;
-use bed::support::smtp::{Fault, Step};
-use bed::{Bed, JOHN, next, states};
 use std::time::Instant;
-
-#[path = "bed.rs"]
-mod bed;
 
 #[tokio::test]
 async fn mail_goes_out_over_few_connections_as_it_came() {
@@ -21,11 +18,13 @@ async fn mail_goes_out_over_few_connections_as_it_came() {
     bed.queue_is_empty().await;
     let mut delivered = bed.smtp.delivered();
     assert_eq!(delivered.len(), 40);
-    delivered.sort_by_key(|message| {
-        message.text()["Subject: ".len()..].split('\r').next().unwrap().parse::<usize>().unwrap()
-    });
+    // Behind what the relay puts on top.
+    let own = |text: &str| text[text.find("Subject: ").unwrap()..].to_owned();
+    let number =
+        |text: &str| own(text)["Subject: ".len()..].split('\r').next().unwrap().parse::<usize>().unwrap();
+    delivered.sort_by_key(|message| number(&message.text()));
     for (index, message) in delivered.iter().enumerate() {
-        assert_eq!(message.text(), content(index));
+        assert_eq!(own(&message.text()), content(index));
         assert_eq!((message.mailbox.as_str(), message.mail_from.as_str()), (JOHN, JOHN));
         assert_eq!(message.recipients, ["a@example.org", "b@example.org"]);
     }
@@ -154,16 +153,6 @@ async fn a_connection_closed_while_idle_is_replaced_within_the_attempt() {
 }
 
 #[tokio::test]
-async fn a_connection_lost_behind_the_dot_leaves_an_unknown_outcome() {
-    let bed = Bed::start("").await;
-    bed.smtp.fail_next(Step::AfterDot, Fault::KeepThenCut);
-    bed.accept(&["a@example.org"], "Subject: a\r\n\r\n").await;
-    let queued = bed.tried().await;
-    assert_eq!(queued.attempts[0].outcome.as_deref(), Some("unknown"));
-    assert_eq!((next(&queued), bed.smtp.count()), (300, 1));
-}
-
-#[tokio::test]
 async fn what_outlives_its_time_in_a_paused_mailbox_fails() {
     let bed = Bed::start("retry_for = '2s'\nconnections = 1\n").await;
     let blocked = Fault::reply("535 5.7.139 Authentication unsuccessful, blocked by a policy");
@@ -249,4 +238,65 @@ async fn what_a_person_does_cuts_a_pause_short() {
         bed.queue_is_empty().await;
     };
     tokio::join!(by_consent, by_a_change_of_the_queue);
+}
+
+#[tokio::test]
+async fn a_mailbox_sends_in_the_order_of_arrival_also_after_its_trouble() {
+    let bed = Bed::start("connections = 1\nmessages_per_minute = 0\n").await;
+    bed.smtp.fail_next(Step::Connect, Fault::Cut);
+    bed.smtp.script(Rule::new(Step::AfterDot, Fault::reply("451 4.3.0 later")).only("Subject: 3").always());
+    for index in 0..8 {
+        bed.accept(&["a@example.org"], &format!("Subject: {index}\r\n\r\n")).await;
+    }
+    bed.queue("all but the deferred one went", |queued| queued.len() == 1 && queued[0].attempts.len() == 1)
+        .await;
+    let number = |text: &str| text.split_once("Subject: ").unwrap().1[..1].to_owned();
+    let order: Vec<String> = bed.smtp.delivered().iter().map(|mail| number(&mail.text())).collect();
+    assert_eq!(order, ["0", "1", "2", "4", "5", "6", "7"]);
+}
+
+#[tokio::test]
+async fn the_days_recipients_last_for_a_day_and_that_is_said_once() {
+    let bed = Bed::start("recipients_per_day = 4\nconnections = 1\n").await;
+    for _ in 0..3 {
+        bed.accept(&["a@example.org", "b@example.org"], "Subject: a\r\n\r\n").await;
+    }
+    let mut status = bed.status.clone();
+    let full = status.wait_for(|status| status.sending == 0 && status.paused_until.is_some());
+    let status = tokio::time::timeout(Duration::from_secs(20), full).await.unwrap().unwrap().clone();
+    let wait = clock::until(clock::now(), status.paused_until.unwrap());
+    assert!(wait.as_secs() > 23 * 3600, "{status:?}");
+    assert_eq!((bed.smtp.count(), status.left_today, status.needs_a_person), (2, Some(0), false));
+    let trouble = async {
+        while bed.mailbox.smtp.lasting().is_none() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), trouble).await.unwrap();
+    let failure = bed.mailbox.smtp.lasting().unwrap().failure;
+    assert_eq!((failure.class, failure.code.as_str()), (Class::Rate, "recipients_per_day"));
+    let queued = bed.store.queued(None, 10).await.unwrap();
+    assert!(queued[0].attempts.is_empty() && queued[0].state == QueuedState::Waiting, "{queued:?}");
+    bed.stop().await;
+}
+
+#[tokio::test]
+async fn a_restart_forgets_no_pace_and_what_was_never_asked_for_does_not_count() {
+    let bed = Bed::start("messages_per_minute = 3\nconnections = 1\n").await;
+    bed.smtp.fail_next(Step::Auth, Fault::reply("451 4.4.3 later"));
+    for _ in 0..2 {
+        bed.accept(&["a@example.org"], "Subject: a\r\n\r\n").await;
+    }
+    bed.queue_is_empty().await;
+    assert_eq!(bed.smtp.count(), 2, "a sign-in failed, and cost no place");
+    let bed = bed.restart().await;
+    for _ in 0..3 {
+        bed.accept(&["a@example.org"], "Subject: a\r\n\r\n").await;
+    }
+    bed.queue("one more went", |queued| queued.len() == 2).await;
+    let mut status = bed.status.clone();
+    let busy = status.wait_for(|status| status.sending == 0);
+    tokio::time::timeout(Duration::from_secs(20), busy).await.unwrap().unwrap();
+    assert_eq!(bed.smtp.count(), 3);
+    bed.stop().await;
 }

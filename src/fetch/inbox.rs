@@ -1,35 +1,32 @@
-//! The inbox loop: keeps a session, looks the folder through, enters what is new into the ledger, and has what is to
-//! be done brought to Odoo ([`super::in_hand`]).
+//! The inbox loop: keeps a session, looks the folder through ([`super::look`]), has what is to be done brought to Odoo
+//! ([`super::round`]), and waits for more.
 
-use super::in_hand::InHand;
-use super::plan::{self, Look};
+use super::desk::Desk;
+use super::line::{Line, Stop};
+use super::plan;
+use super::round::Round;
 use crate::clock;
 use crate::failure::{Class, Failure, chain};
-use crate::imap::{self, Session};
+use crate::imap::Idled;
 use crate::mailbox::{Mailbox, Trouble};
 use crate::microsoft::imap_replies;
 use crate::odoo::Gateway;
-use crate::store::{self, Store};
-use crate::tokens::{AccessToken, Tokens};
-use jiff::{SignedDuration, Timestamp};
+use crate::store::Store;
+use crate::tokens::Tokens;
+use jiff::Timestamp;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio_rustls::rustls::ClientConfig;
 use tokio_util::sync::CancellationToken;
 
-/// How long a session may go on being used before its token expires.
-const TOKEN_MARGIN: SignedDuration = SignedDuration::from_mins(1);
-/// A look that found nothing is written down this often.
-const NOTE_EVERY: SignedDuration = SignedDuration::from_secs(30);
 /// Messages read from the ledger at a time.
 const BATCH: u32 = 50;
 
 /// Watches one mailbox's inbox.
 pub struct Inbox {
-    pub(super) mailbox: Arc<Mailbox>,
-    pub(super) store: Store,
+    pub(super) desk: Desk,
     tokens: Tokens,
-    pub(super) gateway: Gateway,
     tls: Arc<ClientConfig>,
     /// Trouble with the store.
     disk: Trouble,
@@ -38,55 +35,26 @@ pub struct Inbox {
     failures: u32,
     /// Whether the last turn failed at Odoo.
     waits_for_odoo: bool,
-    /// The message at which the session was lost last, and how often in a row.
-    pub(super) stumbled: Option<(u32, u32)>,
+    pub(super) stumbles: Stumbles,
     /// When a look was last written down.
-    noted_at: Option<Timestamp>,
-    /// The last message could not be marked as read.
+    pub(super) noted_at: Option<Timestamp>,
+    /// Whether the last look found UIDs that no message can have yet.
+    pub(super) beyond: bool,
+    /// Whether the folder was looked through since the start.
+    pub(super) looked: bool,
+    /// The folder's UIDVALIDITY when it was last looked through.
+    uidvalidity: u32,
+}
+
+/// What went wrong with messages, as far as it matters for the next ones.
+#[derive(Default)]
+pub(super) struct Stumbles {
+    /// The message at which the session was lost last, and how often in a row.
+    pub(super) last: Option<(u32, u32)>,
+    /// So many messages are still to be fetched each alone, since one of them cannot be fetched.
+    pub(super) one_by_one: usize,
+    /// The last message could not be marked.
     pub(super) unmarked: bool,
-}
-
-/// A session, and the token that it was opened with.
-struct Line {
-    session: Session,
-    token: AccessToken,
-    /// Whether it served for a whole look, or for a message. That such a session ends is usual; that a new one does is
-    /// trouble.
-    proven: bool,
-}
-
-impl Line {
-    /// Whether its token is about to expire. A new session is never asked: it could not have a better one.
-    fn expires_soon(&self) -> bool {
-        self.proven && self.token.expires_at.duration_since(clock::now()) <= TOKEN_MARGIN
-    }
-}
-
-/// Why a turn ended before all was done.
-#[derive(Debug)]
-pub(super) enum Stop {
-    /// There is no token; its keeper says why.
-    Token(Failure),
-    Imap(Failure),
-    /// The gateway says why.
-    Odoo(Failure),
-    Store(store::Error),
-    /// The session is to be renewed before its token expires.
-    Renew,
-    /// The daemon stops.
-    Stopping,
-}
-
-impl From<store::Error> for Stop {
-    fn from(error: store::Error) -> Self {
-        Self::Store(error)
-    }
-}
-
-impl From<imap::Error> for Stop {
-    fn from(error: imap::Error) -> Self {
-        Self::Imap(error.into_failure())
-    }
 }
 
 impl Inbox {
@@ -100,28 +68,38 @@ impl Inbox {
     ) -> Self {
         let subject = mailbox.address().to_string();
         Self {
-            mailbox,
-            store,
+            desk: Desk { mailbox, store, gateway },
             tokens,
-            gateway,
             tls,
             disk: Trouble::new("store failed", "store recovered", "store", subject),
             line: None,
             failures: 0,
             waits_for_odoo: false,
-            stumbled: None,
+            stumbles: Stumbles::default(),
             noted_at: None,
-            unmarked: false,
+            beyond: false,
+            looked: false,
+            uidvalidity: 0,
         }
     }
 
     /// Watches until `soft` is cancelled: then the message in hand is finished, and the session is closed.
     pub async fn run(mut self, soft: CancellationToken) {
+        let mut woken = self.desk.store.woken();
         while !soft.is_cancelled() {
+            woken.mark_unchanged();
             let turn = Box::pin(self.turn(&soft)).await;
-            let wait = self.after(turn);
+            let waited = match self.after(turn) {
+                None => Box::pin(self.wait_for_news(&soft, &mut woken)).await,
+                Some(wait) => Ok(wait),
+            };
+            let wait = match waited {
+                Ok(wait) => wait,
+                Err(stop) => self.after(Err(stop)).unwrap_or_default(),
+            };
             tokio::select! {
                 () = soft.cancelled() => {}
+                _ = woken.changed() => {}
                 () = tokio::time::sleep(wait) => {}
             }
         }
@@ -130,22 +108,22 @@ impl Inbox {
         }
     }
 
-    /// Notes how a turn ended; how long to wait for the next.
-    fn after(&mut self, turn: Result<(), Stop>) -> Duration {
+    /// Notes how a turn ended; how long to wait for the next. `None`: until there is something to do.
+    fn after(&mut self, turn: Result<(), Stop>) -> Option<Duration> {
         self.waits_for_odoo = matches!(turn, Err(Stop::Odoo(_)));
         let failure = match turn {
             Ok(()) => {
                 self.failures = 0;
                 self.disk.well();
-                return self.mailbox.config.fetch.poll;
+                return None;
             }
-            Err(Stop::Renew | Stop::Stopping) => return Duration::ZERO,
+            Err(Stop::Renew | Stop::Stopping) => return Some(Duration::ZERO),
             // Asking for a token again costs nothing, and somebody may connect the mailbox any moment.
             Err(Stop::Token(failure)) => Failure { class: Class::Transient, ..failure },
             Err(Stop::Odoo(failure)) => failure,
             Err(Stop::Imap(failure)) => match self.lost(failure) {
                 Some(failure) => failure,
-                None => return Duration::ZERO,
+                None => return Some(Duration::ZERO),
             },
             Err(Stop::Store(error)) => {
                 let failure = Failure::new(Class::Administrator, "store", chain(&error)).advise(
@@ -157,34 +135,35 @@ impl Inbox {
             }
         };
         self.failures = self.failures.saturating_add(1);
-        plan::back_off(&failure, self.failures)
+        Some(plan::back_off(&failure, self.failures))
     }
 
     /// Gives up the session. `None`: it had served, so a new one is tried at once, without a word.
     fn lost(&mut self, failure: Failure) -> Option<Failure> {
         let line = self.line.take();
+        let mailbox = &self.desk.mailbox;
         if let Some(line) = &line
             && failure.code == imap_replies::TOKEN_EXPIRED
         {
-            self.tokens.refused(self.mailbox.address(), &line.token);
+            self.tokens.refused(mailbox.address(), &line.token);
         }
         if failure.class == Class::Transient && line.is_some_and(|line| line.proven) {
-            tracing::debug!(mailbox = %self.mailbox.address(), code = %failure.code, reply = %failure.reply, "session ended");
+            tracing::debug!(mailbox = %mailbox.address(), code = %failure.code, reply = %failure.reply, "session ended");
             return None;
         }
         let failure = imap_replies::persisting(failure, self.failures.saturating_add(1));
-        self.mailbox.imap.fail(&failure, clock::now());
+        mailbox.imap.fail(&failure, clock::now());
         Some(failure)
     }
 
     /// Looks the folder through once, and does what is to be done.
     async fn turn(&mut self, soft: &CancellationToken) -> Result<(), Stop> {
         let mut line = self.line(soft).await?;
-        let looked = self.look(&mut line, soft).await;
+        let done = self.look_and_work(&mut line, soft).await;
         // Kept even if the turn failed: unless the session did, it serves on.
-        line.proven = line.proven || looked.is_ok();
+        line.proven = line.proven || done.is_ok();
         self.line = Some(line);
-        looked
+        done
     }
 
     /// The session in hand, or a new one where there is none or its token is about to expire.
@@ -197,81 +176,84 @@ impl Inbox {
         }
         tokio::select! {
             () = soft.cancelled() => Err(Stop::Stopping),
-            line = self.open() => line,
+            line = Line::open(&self.desk.mailbox, &self.tokens, &self.tls) => line,
         }
     }
 
-    /// Signs in; a token that is refused is replaced by a new one, once.
-    async fn open(&self) -> Result<Line, Stop> {
-        let address = self.mailbox.address();
-        let microsoft = &self.mailbox.config.microsoft;
-        let mut again = true;
-        loop {
-            let token = self.tokens.access_token(address).await.map_err(Stop::Token)?;
-            match Session::open(&microsoft.imap, self.tls.clone(), address, token.secret()).await {
-                Ok(session) => {
-                    return Ok(Line { session, token, proven: false });
-                }
-                Err(failure) if again && failure.code == imap_replies::LOGIN_REFUSED => {
-                    self.tokens.refused(address, &token);
-                    again = false;
-                }
-                Err(failure) => return Err(Stop::Imap(failure)),
-            }
+    async fn look_and_work(&mut self, line: &mut Line, soft: &CancellationToken) -> Result<(), Stop> {
+        self.take_back(line).await?;
+        let folder = self.look(line).await?;
+        self.uidvalidity = folder.uidvalidity;
+        if !self.stumbles.unmarked {
+            self.desk.mailbox.imap.well();
         }
-    }
-
-    async fn look(&mut self, line: &mut Line, soft: &CancellationToken) -> Result<(), Stop> {
-        let mailbox = self.mailbox.clone();
-        let (address, folder) = (mailbox.address(), mailbox.config.folder.as_str());
-        let selected = line.session.select(folder).await?;
-        let known = self.store.mark(address, folder).await?;
-        let look = Look::new(known, selected);
-        let found = line.session.search(&look.search()).await?;
-        let (mark, uids) = look.enter(selected, found);
-        let now = clock::now();
-        let noted = self.noted_at.is_some_and(|at| now.duration_since(at) < NOTE_EVERY);
-        if !noted || !uids.is_empty() || known != Some(mark) {
-            self.store.found(address, folder, mark, uids, now).await?;
-            self.noted_at = Some(now);
-        }
-        if !self.unmarked {
-            mailbox.imap.well();
-        }
-        self.work_off(line, selected.uidvalidity, soft).await
+        self.work_off(line, soft).await
     }
 
     /// Does everything that the ledger says is to be done now.
-    async fn work_off(
-        &mut self,
-        line: &mut Line,
-        uidvalidity: u32,
-        soft: &CancellationToken,
-    ) -> Result<(), Stop> {
-        let mailbox = self.mailbox.clone();
-        let (address, folder) = (mailbox.address(), mailbox.config.folder.as_str());
+    async fn work_off(&mut self, line: &mut Line, soft: &CancellationToken) -> Result<(), Stop> {
+        let desk = self.desk.clone();
+        let (address, folder) = (desk.mailbox.address(), desk.mailbox.config.folder.as_str());
+        let uidvalidity = self.uidvalidity;
         loop {
-            let batch = self.store.to_push(address, folder, uidvalidity, clock::now(), BATCH).await?;
-            if self.gateway.trouble().is_some() && (self.waits_for_odoo || !batch.is_empty()) {
+            let alone = self.stumbles.one_by_one > 0;
+            let most = if alone { 1 } else { BATCH };
+            let batch = desk.store.to_push(address, folder, uidvalidity, clock::now(), most).await?;
+            if desk.gateway.trouble().is_some() && (self.waits_for_odoo || !batch.is_empty()) {
                 // A small question first: a message is only booked when somebody is there to take it.
-                self.gateway.sign_in().await.map_err(Stop::Odoo)?;
+                desk.gateway.sign_in().await.map_err(Stop::Odoo)?;
                 if batch.is_empty() {
-                    self.gateway.well();
+                    desk.gateway.well();
                 }
             }
             if batch.is_empty() {
                 return Ok(());
             }
-            for row in batch {
-                if soft.is_cancelled() {
-                    return Err(Stop::Stopping);
-                }
-                if line.expires_soon() {
-                    return Err(Stop::Renew);
-                }
-                let mut message = InHand { inbox: self, session: &mut line.session, uidvalidity, row };
-                Box::pin(message.bring(soft)).await?;
-                line.proven = true;
+            if soft.is_cancelled() {
+                return Err(Stop::Stopping);
+            }
+            if line.expires_soon() {
+                return Err(Stop::Renew);
+            }
+            let mut round = Round { desk: &desk, line, uidvalidity, stumbles: &mut self.stumbles };
+            Box::pin(round.bring(batch, soft)).await?;
+            line.proven = true;
+            if alone {
+                self.stumbles.one_by_one = self.stumbles.one_by_one.saturating_sub(1);
+            }
+        }
+    }
+
+    /// Waits until the server tells of new messages, until some message is due again, or until a person did something. How
+    /// much longer to wait.
+    async fn wait_for_news(
+        &mut self,
+        soft: &CancellationToken,
+        woken: &mut watch::Receiver<()>,
+    ) -> Result<Duration, Stop> {
+        let desk = &self.desk;
+        let (mailbox, fetch) = (&desk.mailbox, &desk.mailbox.config.fetch);
+        let due =
+            desk.store.next_push_at(mailbox.address(), &mailbox.config.folder, self.uidvalidity).await?;
+        let until_due = due.map_or(Duration::MAX, |at| clock::until(clock::now(), at));
+        let Some(line) = self.line.as_mut().filter(|line| line.able.idle) else {
+            return Ok(fetch.poll.min(until_due));
+        };
+        // A token that is about to expire, and yet is the newest there is, is used while it lasts.
+        let serves = Some(line.serves_for()).filter(|serves| !serves.is_zero()).unwrap_or(fetch.poll);
+        let limit = fetch.idle.min(until_due).min(serves);
+        let stop = async {
+            tokio::select! {
+                () = soft.cancelled() => {}
+                _ = woken.changed() => {}
+            }
+        };
+        match line.session.idle(limit, stop).await? {
+            Idled::News | Idled::Elapsed | Idled::Stopped => Ok(Duration::ZERO),
+            Idled::Refused => {
+                tracing::debug!(mailbox = %mailbox.address(), "the server does not want to idle: polling");
+                line.able.idle = false;
+                Ok(fetch.poll.min(until_due))
             }
         }
     }

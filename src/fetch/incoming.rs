@@ -16,7 +16,15 @@ pub(super) struct Incoming {
     pub(super) raw: Vec<u8>,
     /// The Message-Id that it holds.
     pub(super) message_id: String,
+    /// Who sent it, if it may begin a record in Odoo, which it does not as a reply to another message, or as a report on
+    /// one: Odoo counts those against loops.
+    pub(super) sender: Option<String>,
 }
+
+/// The fields that a reply has (RFC 5322 section 3.6.4).
+const REPLY_FIELDS: [&str; 2] = ["References", "In-Reply-To"];
+/// A longer sender's address is cut: no more of it is kept in the ledger. RFC 5321 section 4.5.3.1 allows 320 bytes.
+const LONGEST_SENDER: usize = 320;
 
 /// Makes a message ready for Odoo.
 ///
@@ -28,6 +36,7 @@ pub(super) struct Incoming {
 /// was found.
 pub(super) fn prepare(raw: Vec<u8>, mailbox: &Address, booked: Option<&str>) -> Incoming {
     let found = HeaderView::parse(&raw).message_id();
+    let sender = sender(&raw);
     let message_id =
         found.clone().or_else(|| booked.map(str::to_owned)).unwrap_or_else(|| derived_id(&raw, mailbox));
     let mut fields = String::new();
@@ -42,11 +51,11 @@ pub(super) fn prepare(raw: Vec<u8>, mailbox: &Address, booked: Option<&str>) -> 
         fields.push_str("\r\n");
     }
     if fields.is_empty() {
-        return Incoming { raw, message_id };
+        return Incoming { raw, message_id, sender };
     }
     let mut with_fields = fields.into_bytes();
     with_fields.extend_from_slice(&raw);
-    Incoming { raw: with_fields, message_id }
+    Incoming { raw: with_fields, message_id, sender }
 }
 
 fn derived_id(raw: &[u8], mailbox: &Address) -> String {
@@ -60,6 +69,30 @@ fn derived_id(raw: &[u8], mailbox: &Address) -> String {
     id.push_str(mailbox.domain());
     id.push('>');
     id
+}
+
+fn sender(raw: &[u8]) -> Option<String> {
+    let header = HeaderView::parse(raw);
+    if header.is_delivery_report() || header_names(raw).any(|name| is_one_of(name, &REPLY_FIELDS)) {
+        return None;
+    }
+    let mut sender = Address::all(&header.from()?).into_iter().next()?.1.as_str().to_lowercase();
+    let end = (0..=LONGEST_SENDER).rev().find(|&end| sender.is_char_boundary(end)).unwrap_or(0);
+    sender.truncate(end);
+    Some(sender)
+}
+
+/// The names of the header's fields.
+fn header_names(raw: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let header = raw.split(|&byte| byte == b'\n').take_while(|line| !line.is_empty() && *line != b"\r");
+    header.filter_map(|line| {
+        let colon = memchr::memchr(b':', line)?;
+        line.get(..colon)
+    })
+}
+
+fn is_one_of(name: &[u8], fields: &[&str]) -> bool {
+    fields.iter().any(|field| field.as_bytes().eq_ignore_ascii_case(name.trim_ascii_end()))
 }
 
 /// Whether a recipient field names the mailbox.
@@ -76,9 +109,7 @@ fn names(raw: &[u8], mailbox: &Address) -> bool {
         } else {
             let colon = line.iter().position(|&byte| byte == b':').unwrap_or(line.len());
             let (name, value) = line.split_at_checked(colon).unwrap_or((line, b""));
-            in_recipients = RECIPIENT_FIELDS
-                .iter()
-                .any(|field| field.as_bytes().eq_ignore_ascii_case(name.trim_ascii_end()));
+            in_recipients = is_one_of(name, &RECIPIENT_FIELDS);
             value
         };
         if in_recipients && holds(text, mailbox.as_str()) {
@@ -167,6 +198,26 @@ mod tests {
         let again = prepare(raw, &john(), Some("<outlook-relay.0@example.com>"));
         assert_eq!(again.message_id, "<outlook-relay.0@example.com>");
         assert!(again.raw.starts_with(b"Message-Id: <outlook-relay.0@example.com>\r\n"));
+    }
+
+    #[test]
+    fn only_what_may_begin_a_record_counts_for_its_sender() {
+        let from = "From: \"A, B\" <Ann@X.test>\r\n";
+        let rows = [
+            (String::new(), None),
+            (from.to_owned(), Some("ann@x.test")),
+            (format!("{from}References: <a@b.test>\r\n"), None),
+            (format!("{from}in-reply-to : <a@b.test>\r\n"), None),
+            (format!("{from}X-References: <a@b.test>\r\n"), Some("ann@x.test")),
+            (format!("{from}Content-Type: multipart/report; report-type=delivery-status\r\n"), None),
+            ("From: Mail Delivery <MAILER-DAEMON@x.test>\r\n".to_owned(), None),
+            ("From: nobody\r\n".to_owned(), None),
+            (format!("From: {}@x.test\r\n", "a".repeat(400)), Some(&*"a".repeat(320))),
+        ];
+        for (header, expected) in rows {
+            let raw = format!("{header}\r\nReferences: <in@the.body>\r\n");
+            assert_eq!(prepare(raw.into_bytes(), &john(), None).sender.as_deref(), expected, "{header}");
+        }
     }
 
     proptest! {

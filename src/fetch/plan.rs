@@ -2,26 +2,54 @@
 
 use crate::clock;
 use crate::failure::{Class, Failure};
-use crate::imap::Folder;
+use crate::imap::{Folder, Lying};
 use crate::store::Mark;
+use jiff::Timestamp;
 use std::time::Duration;
 
 /// Which messages of a folder are new.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Look {
-    /// The unread ones: the folder is seen for the first time, or its UIDs count anew.
+    /// The unread ones: the mailbox is looked at for the first time.
     Unread,
+    /// The unread ones, and those that arrived since then, read or not: UIDs no longer tell, but everything before is in
+    /// the ledger.
+    Since(Timestamp),
     /// Those above this UID.
     Above(u32),
 }
 
+/// What a look has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The new mark.
+    pub mark: Mark,
+    /// What is to be entered, in order.
+    pub uids: Vec<u32>,
+    /// Whether there were messages beyond the folder's UIDNEXT: they came just now, or their UIDs are none.
+    pub beyond: bool,
+}
+
+/// The clocks of the mail server and of this machine may differ by so much.
+const CLOCKS: Duration = Duration::from_secs(15 * 60);
+/// A message that counts as new by the day on which it came into the folder was not written longer before. (A mailbox that
+/// was moved to another server may hold years of mail that came into it today.)
+const WRITTEN: Duration = Duration::from_secs(7 * 24 * 3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
 impl Look {
-    /// What to look for in a folder that was looked through up to `mark`.
-    pub fn new(mark: Option<Mark>, folder: Folder) -> Self {
-        match mark {
-            Some(mark) if mark.uidvalidity == folder.uidvalidity => Self::Above(mark.uid),
-            // RFC 9051 section 2.3.1.1: with another UIDVALIDITY no UID means what it meant.
-            _ => Self::Unread,
+    /// What to look for in a folder that was looked through up to `mark`; the ledger knows everything that the mailbox got
+    /// until `sure_until`.
+    pub fn new(mark: Option<Mark>, folder: Folder, sure_until: Option<Timestamp>) -> Self {
+        match (mark, sure_until) {
+            // A mark that no message can have reached was set by a UID that was none.
+            (Some(mark), _) if mark.uidvalidity == folder.uidvalidity && mark.uid < folder.uidnext => {
+                Self::Above(mark.uid)
+            }
+            // RFC 9051 section 2.3.1.1: with another UIDVALIDITY no UID means what it meant. Another folder is watched
+            // where the old one was renamed, mostly.
+            (_, Some(then)) => Self::Since(then),
+            (_, None) => Self::Unread,
         }
     }
 
@@ -29,25 +57,76 @@ impl Look {
     pub fn search(self) -> String {
         match self {
             Self::Unread => "UNSEEN".to_owned(),
+            Self::Since(then) => {
+                // By whole days, of a time zone that only the server knows.
+                let day = |at: Timestamp| at.strftime("%d-%b-%Y").to_string();
+                let came = clock::before(then, CLOCKS + DAY);
+                let written = clock::before(came, WRITTEN);
+                format!("OR UNSEEN (SINCE {} SENTSINCE {})", day(came), day(written))
+            }
             Self::Above(uid) => format!("UID {}:*", uid.saturating_add(1)),
         }
     }
 
-    /// What to enter of what the search `found`: the new mark, and the UIDs in order.
-    pub fn enter(self, folder: Folder, mut found: Vec<u32>) -> (Mark, Vec<u32>) {
+    /// What to enter of what the search `found`.
+    pub fn enter(self, folder: Folder, mut found: Vec<u32>) -> Found {
         found.sort_unstable();
         found.dedup();
+        let before = found.len();
+        // RFC 9051 section 2.3.1.1: every UID there is lies below UIDNEXT. The mark must never pass it.
+        found.retain(|&uid| uid < folder.uidnext);
+        let beyond = found.len() < before;
         let uid = match self {
-            Self::Unread => folder.uidnext.saturating_sub(1),
+            Self::Unread | Self::Since(_) => folder.uidnext.saturating_sub(1),
             Self::Above(mark) => {
                 // `n:*` always finds the last message, even where that lies below n.
                 found.retain(|&uid| uid > mark);
                 found.last().copied().unwrap_or(mark)
             }
         };
-        let mark = Mark { uidvalidity: folder.uidvalidity, uid };
-        (mark, found)
+        Found { mark: Mark { uidvalidity: folder.uidvalidity, uid }, uids: found, beyond }
     }
+}
+
+/// What of the messages that [`Look::Since`] found is to be entered: what is unread, and what came since `then`. Of whom the
+/// server does not say when it came, the ledger knows whether it was pushed.
+pub fn missed(lying: &[Lying], then: Timestamp) -> Vec<u32> {
+    let from = clock::before(then, CLOCKS);
+    let is_missed = |message: &&Lying| !message.seen || message.received_at.is_none_or(|at| at >= from);
+    lying.iter().filter(is_missed).map(|message| message.uid).collect()
+}
+
+/// Odoo's loop guard counts the records that a sender began within two hours, and drops what comes after the twentieth.
+pub const GUARD: Duration = Duration::from_secs(120 * 60);
+
+/// When a sender's next message may be pushed whose messages were `pushed` within the last two hours, oldest first;
+/// `None`: now. `most` of them may be; 0: any number.
+pub fn next_of_sender(pushed: &[Timestamp], most: u32, now: Timestamp) -> Option<Timestamp> {
+    let most = usize::try_from(most).unwrap_or(usize::MAX);
+    let over = pushed.len().checked_sub(most).filter(|_| most > 0)?;
+    pushed.get(over).map(|&at| clock::after(at, GUARD)).filter(|&at| at > now)
+}
+
+/// Messages fetched together: as many, and as many bytes, at most. One that is larger is fetched alone.
+const GROUP: usize = 25;
+const GROUP_BYTES: u64 = 2 << 20;
+
+/// Parts messages into groups that are fetched together, in order, by their sizes in bytes; the groups' lengths.
+pub fn groups(sizes: &[u64]) -> Vec<usize> {
+    let mut groups = Vec::new();
+    let (mut length, mut bytes) = (0, 0_u64);
+    for &size in sizes {
+        if length > 0 && (length == GROUP || bytes.saturating_add(size) > GROUP_BYTES) {
+            groups.push(length);
+            (length, bytes) = (0, 0);
+        }
+        length += 1;
+        bytes = bytes.saturating_add(size);
+    }
+    if length > 0 {
+        groups.push(length);
+    }
+    groups
 }
 
 const SECOND: u64 = 1;
@@ -91,22 +170,40 @@ mod tests {
         Mark { uidvalidity, uid }
     }
 
+    /// A second of the morning of 21 November 2026, from 9 o'clock on.
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_795_251_600 + second).unwrap()
+    }
+
+    const SINCE: &str = "OR UNSEEN (SINCE 20-Nov-2026 SENTSINCE 13-Nov-2026)";
+
     #[test]
     fn what_is_new_follows_from_the_mark() {
         type Row = (&'static str, Option<Mark>, Folder, &'static str, Vec<u32>, Mark, Vec<u32>);
-        let rows: [Row; 9] = [
+        let rows: [Row; 12] = [
             ("first start", None, folder(1, 8), "UNSEEN", vec![7, 3], mark(1, 7), vec![3, 7]),
             ("first start, nothing unread", None, folder(1, 8), "UNSEEN", vec![], mark(1, 7), vec![]),
             ("first start, empty folder", None, folder(1, 1), "UNSEEN", vec![], mark(1, 0), vec![]),
+            ("one came between SELECT and SEARCH", None, folder(1, 8), "UNSEEN", vec![8], mark(1, 7), vec![]),
             (
-                "one came between SELECT and SEARCH",
-                None,
-                folder(1, 8),
-                "UNSEEN",
-                vec![8],
-                mark(1, 7),
-                vec![8],
+                "a UID that is none",
+                Some(mark(1, 7)),
+                folder(1, 10),
+                "UID 8:*",
+                vec![9, u32::MAX],
+                mark(1, 9),
+                vec![9],
             ),
+            (
+                "the mark was set by a UID that is none",
+                Some(mark(1, u32::MAX)),
+                folder(1, 10),
+                SINCE,
+                vec![9],
+                mark(1, 9),
+                vec![9],
+            ),
+            ("another folder", None, folder(7, 10), SINCE, vec![9], mark(7, 9), vec![9]),
             ("next poll", Some(mark(1, 7)), folder(1, 10), "UID 8:*", vec![9, 8], mark(1, 9), vec![8, 9]),
             (
                 "next poll, nothing new",
@@ -126,30 +223,79 @@ mod tests {
                 mark(1, 7),
                 vec![],
             ),
-            ("UIDs count anew", Some(mark(1, 7)), folder(2, 4), "UNSEEN", vec![1, 3], mark(2, 3), vec![1, 3]),
+            ("UIDs count anew", Some(mark(1, 7)), folder(2, 4), SINCE, vec![1, 3], mark(2, 3), vec![1, 3]),
             ("named twice", Some(mark(1, 1)), folder(1, 4), "UID 2:*", vec![3, 2, 3], mark(1, 3), vec![2, 3]),
         ];
         for (what, known, folder, search, found, new_mark, entered) in rows {
-            let look = Look::new(known, folder);
+            let sure = (search == SINCE || known.is_some()).then(|| at(0));
+            let look = Look::new(known, folder, sure);
             assert_eq!(look.search(), search, "{what}");
-            assert_eq!(look.enter(folder, found), (new_mark, entered), "{what}");
+            let beyond = found.iter().any(|&uid| uid >= folder.uidnext);
+            let expected = Found { mark: new_mark, uids: entered, beyond };
+            assert_eq!(look.enter(folder, found), expected, "{what}");
         }
+    }
+
+    #[test]
+    fn what_came_while_uids_did_not_tell_is_missed() {
+        let lying = |uid, seen, received_at| Lying { uid, seen, received_at };
+        let hour = 3600;
+        let found = [
+            lying(1, true, Some(at(-hour))),
+            lying(2, false, Some(at(-hour))),
+            lying(3, true, Some(at(-600))),
+            lying(4, true, Some(at(hour))),
+            lying(5, true, None),
+        ];
+        assert_eq!(missed(&found, at(0)), [2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn a_sender_stays_under_the_loop_guard() {
+        let times = |seconds: &[i64]| seconds.iter().map(|&second| at(second)).collect::<Vec<_>>();
+        let next = |pushed: &[i64], most| next_of_sender(&times(pushed), most, at(100));
+        assert_eq!(next(&[], 2), None);
+        assert_eq!(next(&[0], 2), None);
+        assert_eq!(next(&[0, 50], 2), Some(at(7200)));
+        assert_eq!(next(&[0, 50, 60], 2), Some(at(7250)), "more than allowed: after a change of the setting");
+        assert_eq!(next(&[-7200, 50], 2), None);
+        assert_eq!(next(&[0; 100], 0), None);
+    }
+
+    #[test]
+    fn small_messages_are_fetched_together() {
+        assert_eq!(groups(&[]), [0; 0]);
+        assert_eq!(groups(&[1; 60]), [25, 25, 10]);
+        assert_eq!(groups(&[1 << 20, 1 << 20, 1, 100 << 20, 1, 1]), [2, 1, 1, 2]);
+        assert_eq!(groups(&[u64::MAX, u64::MAX]), [1, 1]);
     }
 
     #[test]
     fn the_last_possible_uid_does_no_harm() {
         let look = Look::Above(u32::MAX);
         assert_eq!(look.search(), "UID 4294967295:*");
-        assert_eq!(look.enter(folder(1, u32::MAX), vec![u32::MAX]), (mark(1, u32::MAX), vec![]));
+        let found = look.enter(folder(1, u32::MAX), vec![u32::MAX]);
+        assert_eq!((found.mark, found.uids), (mark(1, u32::MAX), vec![]));
     }
 
     proptest! {
         #[test]
-        fn the_mark_never_goes_back_and_nothing_below_it_is_entered(at in any::<u32>(), found in any::<Vec<u32>>()) {
-            let (new, entered) = Look::Above(at).enter(folder(1, 1), found.clone());
-            prop_assert!(new.uid >= at);
-            prop_assert!(entered.iter().all(|&uid| uid > at && uid <= new.uid));
-            prop_assert!(found.iter().all(|uid| *uid <= at || entered.contains(uid)));
+        fn the_mark_never_goes_back_and_never_passes_uidnext(
+            at in 0..u32::MAX,
+            more in any::<u32>(),
+            found in any::<Vec<u32>>(),
+        ) {
+            let folder = folder(1, at.saturating_add(more).max(at + 1));
+            let Found { mark, uids, beyond } = Look::Above(at).enter(folder, found.clone());
+            prop_assert!(mark.uid >= at && mark.uid < folder.uidnext);
+            prop_assert!(uids.iter().all(|&uid| uid > at && uid <= mark.uid));
+            prop_assert!(found.iter().all(|uid| *uid <= at || *uid >= folder.uidnext || uids.contains(uid)));
+            prop_assert_eq!(beyond, found.iter().any(|&uid| uid >= folder.uidnext));
+        }
+
+        #[test]
+        fn every_message_is_in_one_group(sizes in any::<Vec<u64>>()) {
+            prop_assert_eq!(groups(&sizes).iter().sum::<usize>(), sizes.len());
         }
     }
 

@@ -2,7 +2,12 @@
 //! out.
 
 mod folder_name;
+mod messages;
 pub mod sent;
 mod session;
+mod watch;
+mod wire;
 
+pub use messages::{Lying, Told};
 pub use session::{Error, Folder, Greeted, Session};
+pub use watch::{Capabilities, Idled};

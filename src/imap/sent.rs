@@ -68,7 +68,7 @@ impl Session {
         }
     }
 
-    /// The UIDs of the messages with this Message-ID, newest first; none where it [cannot be searched
+    /// The UIDs of the messages that were sent with this Message-ID, newest first; none where it [cannot be searched
     /// for](is_searchable).
     ///
     /// # Errors
@@ -78,7 +78,15 @@ impl Session {
             return Ok(Vec::new());
         };
         let mut found = self.search(&format!("HEADER Message-ID {quoted}")).await?;
+        // Outlook.com puts its own Message-ID in place of the sender's, which it keeps there (chatmail/core#3077).
+        match self.search(&format!("HEADER X-Microsoft-Original-Message-ID {quoted}")).await {
+            Ok(replaced) => found.extend(replaced),
+            // A server that does not search for any field has not replaced the Message-ID either.
+            Err(error) if error.is_answer() => {}
+            Err(error) => return Err(error),
+        }
         found.sort_unstable_by(|a, b| b.cmp(a));
+        found.dedup();
         found.truncate(MOST_HITS);
         Ok(found)
     }

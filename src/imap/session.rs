@@ -5,12 +5,14 @@
 //! so every command is checked and timed by [`Session::command`].
 
 use super::folder_name;
+use super::watch::Heard;
+use super::wire::Wire;
 use crate::address::Address;
 use crate::failure::{Class, Failure, chain};
 use crate::microsoft;
 use crate::microsoft::imap_replies::{self, Status, Step};
 use crate::units::HostPort;
-use async_imap::imap_proto::{AttributeValue, MailboxDatum, Response, ResponseCode, Status as Said};
+use async_imap::imap_proto::{MailboxDatum, Response, ResponseCode, Status as Said};
 use async_imap::{Authenticator, Client};
 use futures_util::FutureExt;
 use std::future::Future;
@@ -28,13 +30,13 @@ use tokio_rustls::rustls::{self, ClientConfig};
 const CONNECT: Duration = Duration::from_secs(30);
 /// How long the greeting and any command but the next may take.
 pub(super) const COMMAND: Duration = Duration::from_secs(60);
-/// How long fetching a message may take.
-const BODY: Duration = Duration::from_secs(300);
 /// How long LOGOUT may take: a courtesy.
 const LOGOUT: Duration = Duration::from_secs(5);
 
 /// A command goes out as one TLS record, not as three.
-type Stream = BufWriter<TlsStream<TcpStream>>;
+type Stream = BufWriter<Wire>;
+/// A thousand sessions are open at a time, and most of them only wait: room for one command, in bytes.
+const COMMAND_BUFFER: usize = 1024;
 
 /// A connection that the server has greeted; nobody is signed in yet.
 pub struct Greeted {
@@ -44,8 +46,10 @@ pub struct Greeted {
 
 /// An authenticated session.
 pub struct Session {
-    imap: async_imap::Session<Stream>,
+    pub(super) imap: async_imap::Session<Stream>,
     pub(super) mailbox: Address,
+    /// What the server told of new messages.
+    pub(super) heard: Heard,
 }
 
 /// A selected folder.
@@ -94,7 +98,7 @@ impl Greeted {
         mailbox: &Address,
     ) -> Result<Self, Failure> {
         let stream = connect(endpoint, tls).await?;
-        let mut client = Client::new(BufWriter::new(stream));
+        let mut client = Client::new(BufWriter::with_capacity(COMMAND_BUFFER, Wire::new(stream)));
         let greeting = within(COMMAND, "the greeting", client.read_response()).await?;
         match greeting.map_err(|error| broken(&error))?.as_ref().map(|greeting| greeting.parsed()) {
             Some(Response::Data { status: Said::Ok, .. }) => {}
@@ -117,7 +121,7 @@ impl Greeted {
         let answer = Some(microsoft::xoauth2(&mailbox, token));
         let signed_in = client.authenticate("XOAUTH2", Xoauth2 { answer });
         match within(COMMAND, "AUTHENTICATE", Box::pin(signed_in)).await? {
-            Ok(imap) => Ok(Session { imap, mailbox }),
+            Ok(imap) => Ok(Session { imap, mailbox, heard: Heard::default() }),
             Err((error, _)) => Err(login_failure(&error, &mailbox)),
         }
     }
@@ -188,63 +192,6 @@ impl Session {
         Ok(found)
     }
 
-    /// A message's size in bytes, which Exchange only estimates; `None`: it is no longer there.
-    ///
-    /// # Errors
-    /// A message that the server cannot give, or a session that is over.
-    pub async fn size(&mut self, uid: u32) -> Result<Option<u64>, Error> {
-        let (mut size, mut told) = (None, false);
-        let command = format!("UID FETCH {uid} (UID RFC822.SIZE)");
-        self.command(Step::Fetch, &command, COMMAND, |response| {
-            for attribute in attributes_of(uid, response) {
-                told = true;
-                if let AttributeValue::Rfc822Size(number) = attribute {
-                    size = Some(u64::from(*number));
-                }
-            }
-        })
-        .await?;
-        self.unless_withheld(size, told, "its size")
-    }
-
-    /// A message's bytes, leaving it unread; `None`: it is no longer there.
-    ///
-    /// # Errors
-    /// A message that the server cannot give, or a session that is over.
-    pub async fn body(&mut self, uid: u32) -> Result<Option<Vec<u8>>, Error> {
-        let (mut body, mut told) = (None, false);
-        let command = format!("UID FETCH {uid} (UID BODY.PEEK[])");
-        self.command(Step::Fetch, &command, BODY, |response| {
-            for attribute in attributes_of(uid, response) {
-                told = true;
-                if let AttributeValue::BodySection { section: None, data: Some(data), .. } = attribute {
-                    body = Some(data.to_vec());
-                }
-            }
-        })
-        .await?;
-        self.unless_withheld(body, told, "its content")
-    }
-
-    /// A server that tells of a message, but not `what` was asked for, still has it: that is no message which is gone.
-    fn unless_withheld<T>(&self, asked: Option<T>, told: bool, what: &str) -> Result<Option<T>, Error> {
-        if asked.is_some() || !told {
-            return Ok(asked);
-        }
-        let text = format!("the server tells of the message, but not {what}");
-        let failure = imap_replies::judge(Step::Fetch, Status::No, &text, self.mailbox.as_str());
-        Err(Error::Refused(Failure { code: "odd answer".to_owned(), ..failure }))
-    }
-
-    /// Marks a message as read. That it is gone is no error.
-    ///
-    /// # Errors
-    /// A folder that may only be read, or a session that is over.
-    pub async fn mark_seen(&mut self, uid: u32) -> Result<(), Error> {
-        let command = format!("UID STORE {uid} +FLAGS.SILENT (\\Seen)");
-        self.command(Step::Store, &command, COMMAND, |_| ()).await
-    }
-
     /// Says goodbye.
     pub async fn logout(mut self) {
         let goodbye = async {
@@ -264,7 +211,7 @@ impl Session {
         limit: Duration,
         mut each: impl FnMut(&Response<'_>),
     ) -> Result<(), Error> {
-        let (imap, mailbox) = (&mut self.imap, self.mailbox.as_str());
+        let (imap, mailbox, heard) = (&mut self.imap, self.mailbox.as_str(), &mut self.heard);
         let work = async {
             let sent = imap.run_command(command).await;
             let tag = sent.map_err(|error| Error::Lost(failed(&error)))?;
@@ -280,6 +227,7 @@ impl Session {
                     Response::Done { tag: of, outcome, .. } if *of == tag => (Status::Bad, outcome),
                     Response::Data { status: Said::Bye, outcome } => (Status::Bye, outcome),
                     untagged => {
+                        heard.note(untagged);
                         each(untagged);
                         continue;
                     }
@@ -326,9 +274,19 @@ async fn connect(endpoint: &HostPort, tls: Arc<ClientConfig>) -> Result<TlsStrea
     let tcp = within(CONNECT, "connecting", TcpStream::connect(address)).await?;
     let tcp = tcp.map_err(|error| unreachable(&error))?;
     tcp.set_nodelay(true).map_err(|error| unreachable(&error))?;
+    keep_alive(&tcp).map_err(|error| unreachable(&error.into()))?;
     let handshake = TlsConnector::from(tls).connect(name, tcp);
     let stream = within(CONNECT, "the TLS handshake", Box::pin(handshake)).await?;
     stream.map_err(|error| tls_failure(endpoint, &error))
+}
+
+/// Has the kernel ask, while nothing is said for long, whether the server is still there: an IDLE over a dead connection
+/// ends after two minutes, and no firewall forgets a living one.
+fn keep_alive(tcp: &TcpStream) -> rustix::io::Result<()> {
+    rustix::net::sockopt::set_socket_keepalive(tcp, true)?;
+    rustix::net::sockopt::set_tcp_keepidle(tcp, Duration::from_secs(60))?;
+    rustix::net::sockopt::set_tcp_keepintvl(tcp, Duration::from_secs(15))?;
+    rustix::net::sockopt::set_tcp_keepcnt(tcp, 4)
 }
 
 fn tls_failure(endpoint: &HostPort, error: &std::io::Error) -> Failure {
@@ -346,7 +304,11 @@ fn tls_failure(endpoint: &HostPort, error: &std::io::Error) -> Failure {
 
 /// Waits for `work`, but not for ever. The parser of responses can panic (imap-proto 0.17 cuts a text behind a response
 /// code at its second byte, which may lie inside a character); that is the server's odd answer, not our end.
-async fn within<T>(limit: Duration, what: &str, work: impl Future<Output = T>) -> Result<T, Failure> {
+pub(super) async fn within<T>(
+    limit: Duration,
+    what: &str,
+    work: impl Future<Output = T>,
+) -> Result<T, Failure> {
     match tokio::time::timeout(limit, AssertUnwindSafe(work).catch_unwind()).await {
         Ok(Ok(done)) => Ok(done),
         Ok(Err(_)) => Err(odd("the server's answer broke the parser")),
@@ -354,14 +316,6 @@ async fn within<T>(limit: Duration, what: &str, work: impl Future<Output = T>) -
             let reply = format!("no answer to {what} after {} s", limit.as_secs());
             Err(Failure::new(Class::Transient, "timeout", reply))
         }
-    }
-}
-
-fn attributes_of<'r, 'd>(uid: u32, response: &'r Response<'d>) -> &'r [AttributeValue<'d>] {
-    match response {
-        // The server may tell of other messages at any time.
-        Response::Fetch(_, attributes) if attributes.contains(&AttributeValue::Uid(uid)) => attributes,
-        _ => &[],
     }
 }
 
@@ -378,7 +332,7 @@ fn login_failure(error: &async_imap::error::Error, mailbox: &Address) -> Failure
     imap_replies::judge(Step::Authenticate, status, text, mailbox.as_str())
 }
 
-fn failed(error: &async_imap::error::Error) -> Failure {
+pub(super) fn failed(error: &async_imap::error::Error) -> Failure {
     match error {
         async_imap::error::Error::Io(error) => broken(error),
         async_imap::error::Error::ConnectionLost => cut(),
@@ -387,15 +341,17 @@ fn failed(error: &async_imap::error::Error) -> Failure {
 }
 
 /// The text of an error of kind `Other` quotes what could not be parsed, which may be a message: it is not shown.
-fn broken(error: &std::io::Error) -> Failure {
+pub(super) fn broken(error: &std::io::Error) -> Failure {
     if error.kind() == std::io::ErrorKind::Other {
         odd("the server's answer cannot be parsed")
+    } else if error.kind() == std::io::ErrorKind::InvalidData {
+        odd(&error.to_string())
     } else {
         Failure::new(Class::Transient, "cut", error.to_string())
     }
 }
 
-fn cut() -> Failure {
+pub(super) fn cut() -> Failure {
     Failure::new(Class::Transient, "cut", "the server closed the connection")
 }
 

@@ -17,7 +17,7 @@ mod outbound_tests;
 mod tests;
 mod text;
 
-pub use outbound::{Trace, outbound, received_ids};
+pub use outbound::{HOST, Trace, outbound, received_ids};
 pub use text::text;
 
 /// The longest line a message may have, in octets without its line end, is 998 (RFC 5322 section 2.1.1). A token that
@@ -62,10 +62,38 @@ impl<'a> HeaderView<'a> {
         (!values.is_empty()).then(|| values.join(", "))
     }
 
+    /// The texts of the fields that name, besides From, who sent it (RFC 5322 sections 3.6.2 and 3.6.6), decoded like
+    /// [`from`](Self::from).
+    pub fn senders(&self) -> Vec<String> {
+        ["Sender", "Resent-From", "Resent-Sender"]
+            .into_iter()
+            .flat_map(|name| self.fields(name))
+            .map(|field| encoded_word::decode(&field.text()))
+            .collect()
+    }
+
+    /// Whether the header section ends with a blank line, or with the message. Behind a line that is no field others may
+    /// go on to read fields, which are not seen here.
+    pub fn is_whole(&self) -> bool {
+        let mut fields = Fields::new(self.raw);
+        fields.by_ref().for_each(drop);
+        let line = fields.line_at(fields.at);
+        line.is_empty() || is_blank(line)
+    }
+
     /// The Message-ID (RFC 5322 section 3.6.4) with its angle brackets; the field's whole text if it has none. `None`
     /// if it is absent or blank.
     pub fn message_id(&self) -> Option<String> {
-        let text = self.fields("Message-ID").next()?.text();
+        self.id("Message-ID")
+    }
+
+    /// The Message-ID that Outlook.com replaced by one of its own (chatmail/core#3077), likewise.
+    pub fn original_message_id(&self) -> Option<String> {
+        self.id("X-Microsoft-Original-Message-ID")
+    }
+
+    fn id(&self, field: &'static str) -> Option<String> {
+        let text = self.fields(field).next()?.text();
         let bracketed = text.find('<').and_then(|start| {
             let end = start + text.get(start..)?.find('>')?;
             text.get(start..=end)

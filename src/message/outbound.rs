@@ -7,6 +7,9 @@ use super::{Field, HeaderView, edited};
 /// What marks a Received field as this program's, on whatever host: a comment behind the host's name.
 const MARKER: &str = "(outlook-relay)";
 
+/// The name that the relay goes by, in its greeting and in Received fields. The machine's own is nobody's business.
+pub const HOST: &str = "outlook-relay";
+
 /// How a message came to the relay (RFC 5321 section 4.4).
 #[derive(Clone, Copy, Debug)]
 pub struct Trace<'a> {

@@ -20,6 +20,12 @@ pub enum Step {
     Fetch,
     /// UID STORE.
     Store,
+    /// UID MOVE, or UID COPY and UID EXPUNGE; CREATE.
+    Move,
+    /// IDLE.
+    Idle,
+    /// CAPABILITY.
+    Capability,
 }
 
 /// How a reply refuses (RFC 9051 section 7.1).
@@ -80,6 +86,9 @@ const FOLDER: &str =
     "check `folder` of <mailbox> in the configuration: folders below the inbox are written INBOX/Name";
 const READ_ONLY: &str = "the relay may not mark messages as read: give the account full access to <mailbox>";
 
+const NOT_MOVED: &str = "the relay may not move messages: check `after_folder` and `quarantine_folder` of <mailbox> in the \
+     configuration, and that the account has full access to <mailbox>";
+
 const ROWS: &[Row] = &[
     any(TOKEN_EXPIRED, Class::Transient, TOKEN_EXPIRED, 0, ""),
     any("throttled", Class::Rate, "throttled", 60, ""),
@@ -102,6 +111,7 @@ const ROWS: &[Row] = &[
         "the server cannot give this message to IMAP programs: open it in Outlook, and enter it into Odoo by hand if it matters",
     ),
     at(Step::Store, Status::No, Class::Administrator, "", READ_ONLY),
+    at(Step::Move, Status::No, Class::Administrator, "", NOT_MOVED),
 ];
 
 const fn any(
@@ -185,6 +195,9 @@ mod tests {
             (Step::Select, No, "Orders doesn't exist.", Administrator, "IMAP NO", 0),
             (Step::Fetch, No, "The message could not be converted.", Message, "IMAP NO", 0),
             (Step::Store, No, "The folder is read-only.", Administrator, "IMAP NO", 0),
+            (Step::Move, No, "[TRYCREATE] The folder doesn't exist.", Administrator, "IMAP NO", 0),
+            (Step::Idle, No, "Request is throttled.", Rate, "throttled", 60),
+            (Step::Idle, Bad, "Command Error. 10", Transient, "IMAP BAD", 0),
             (Step::Search, No, "something new", Transient, "IMAP NO", 0),
             (Step::Greeting, Bye, "Connection is closed. 13", Transient, "IMAP BYE", 0),
         ];

@@ -373,7 +373,7 @@ pub fn of_broken(broken: Broken, detail: &str) -> Failure {
 pub const ODOO_GIVES_UP: Duration = Duration::from_secs(120);
 
 /// The exception at the end of a Python traceback, with what it says; the whole text if it is no traceback.
-fn exception(text: &str) -> &str {
+pub(crate) fn exception(text: &str) -> &str {
     let Some(last_frame) = text.rfind("\n  File \"") else {
         return text.trim();
     };

@@ -11,7 +11,6 @@ use crate::message;
 use dxr::Value;
 use reqwest::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderValue, LOCATION};
 use secrecy::ExposeSecret;
-use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -77,9 +76,8 @@ impl Client {
         let returned = match self.config.protocol {
             Protocol::XmlRpc => {
                 let domain = Value::Array(conditions.iter().map(xmlrpc::condition).collect());
-                let call = |caller: Caller<'_>| {
-                    xmlrpc::execute(caller, model, "search_count", vec![domain.clone()], BTreeMap::new())
-                };
+                let call =
+                    |caller: Caller<'_>| xmlrpc::execute(caller, model, "search_count", vec![domain.clone()]);
                 self.signed_in(call).await?
             }
             Protocol::Json2 => {

@@ -14,9 +14,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Pushes at a time, over all mailboxes: each occupies one of Odoo's workers, which serve its users as well.
-const MOST_PUSHES: usize = 4;
-
 /// Message bytes at a time, over all mailboxes, in units of [`ROOM_UNIT`]: what is fetched waits here for Odoo.
 const ROOM: u32 = 1024;
 
@@ -49,9 +46,10 @@ impl Gateway {
     /// A gateway that nobody has signed in to yet. `http` should follow no redirects: they turn a POST into a GET.
     pub fn new(config: GatewayConfig, http: reqwest::Client) -> Self {
         let trouble = Trouble::new("odoo failed", "odoo recovered", "odoo", String::new());
+        let parallel = usize::try_from(config.parallel).unwrap_or(1);
         Self(Arc::new(Inner {
             client: Client::new(config, http),
-            pushes: Semaphore::new(MOST_PUSHES),
+            pushes: Semaphore::new(parallel),
             room: Arc::new(Semaphore::new(ROOM as usize)),
             locks: std::iter::repeat_with(tokio::sync::Mutex::default).take(LOCKS).collect(),
             trouble,

@@ -49,6 +49,8 @@ pub struct GatewayConfig {
     pub gateway_model: String,
     /// How long after a mail was accepted its failure is reported at the earliest.
     pub report_after: Duration,
+    /// Pushes at a time, over all mailboxes: each occupies one of Odoo's workers, which serve its users as well.
+    pub parallel: u32,
 }
 
 /// The protocols of Odoo's external API.
@@ -146,6 +148,7 @@ impl GatewayConfig {
             Duration::ZERO..Duration::from_secs(3601),
         );
         let gateway_model = section.get_or("gateway_model", "mail.thread".to_owned());
+        let parallel = section.number("parallel", 4, 1..=64);
         let any = ["url", "database", "login", "password_file"].iter().any(|key| section.has(key));
         if !any {
             for key in ["url", "database", "login", "password_file"] {
@@ -184,6 +187,7 @@ impl GatewayConfig {
             timeout,
             gateway_model,
             report_after,
+            parallel,
         })
     }
 }

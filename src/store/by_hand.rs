@@ -128,6 +128,11 @@ pub(super) async fn apply(what: &ByHand, connection: &mut SqliteConnection) -> R
             }
         }
     }
+    count(connection).await
+}
+
+/// Counts one more deed, so that the daemon sees it.
+pub(super) async fn count(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
     sqlx::query(
         "INSERT INTO by_hand (one, count) VALUES (1, 1) ON CONFLICT (one) DO UPDATE SET count = count + 1",
     )

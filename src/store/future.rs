@@ -7,6 +7,8 @@ use sqlx::SqliteConnection;
 
 /// A minute in milliseconds, the unit of the pace.
 const MINUTE: i64 = 60_000;
+/// No report waits for longer than that for its next push, in milliseconds.
+const LONGEST_WAIT: i64 = 24 * 60 * MINUTE;
 
 impl Store {
     /// Has everything that was written after `now` due at once: the clock was set back since, by who knows how much.
@@ -33,5 +35,11 @@ pub(super) async fn apply(now: Timestamp, connection: &mut SqliteConnection) -> 
     ] {
         sqlx::query(sql).bind(value).execute(&mut *connection).await?;
     }
-    Ok(())
+    // An older report may have been pushed by that clock, too; it does not say when.
+    sqlx::query("UPDATE report SET next_try_at = $1 WHERE next_try_at > $1 + $2")
+        .bind(at)
+        .bind(LONGEST_WAIT)
+        .execute(connection)
+        .await
+        .map(drop)
 }

@@ -4,6 +4,7 @@
 //! nor a refusal can make the relay forget it, and a message that is done is never pushed again.
 
 use super::queue::address;
+use super::received::Change;
 use super::writer::Write;
 use super::{Error, Store, millis, timestamp};
 use crate::address::Address;
@@ -31,6 +32,8 @@ pub struct Received {
     pub state: PushState,
     /// How often it was pushed.
     pub tries: u32,
+    /// Who sent it, where it was fetched once and may begin a record in Odoo.
+    pub sender: Option<String>,
 }
 
 /// What became of a message.
@@ -49,10 +52,14 @@ pub enum PushState {
     Refused,
     /// It left the folder before it could be fetched.
     Gone,
+    /// Odoo refuses it; it lies in the quarantine folder.
+    Moved,
+    /// A person wants it back from the quarantine folder.
+    Returning,
 }
 
 impl PushState {
-    fn as_str(self) -> &'static str {
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Waiting => "waiting",
             Self::Pushing => "pushing",
@@ -60,12 +67,16 @@ impl PushState {
             Self::Done => "done",
             Self::Refused => "refused",
             Self::Gone => "gone",
+            Self::Moved => "moved",
+            Self::Returning => "returning",
         }
     }
 
-    fn parse(text: &str) -> Result<Self, Error> {
-        let all = [Self::Waiting, Self::Pushing, Self::Pushed, Self::Done, Self::Refused, Self::Gone];
-        all.into_iter()
+    pub(super) fn parse(text: &str) -> Result<Self, Error> {
+        let open = [Self::Waiting, Self::Pushing, Self::Pushed, Self::Refused];
+        let others = [Self::Done, Self::Gone, Self::Moved, Self::Returning];
+        open.into_iter()
+            .chain(others)
             .find(|state| state.as_str() == text)
             .ok_or_else(|| Error::Row { what: format!("state {text:?}") })
     }
@@ -92,6 +103,7 @@ pub struct InboxLine {
 pub(super) enum InboxWrite {
     Found { mailbox: Address, folder: String, mark: Mark, uids: Vec<u32>, at: Timestamp },
     Push { mailbox: Address, folder: String, uidvalidity: u32, uid: u32, update: Update },
+    Some { mailbox: Address, folder: String, uidvalidity: u32, uids: Vec<u32>, change: Change },
 }
 
 /// How a ledger row changes.
@@ -100,6 +112,7 @@ pub(super) struct Update {
     state: PushState,
     message_id: Option<String>,
     answer: Option<String>,
+    sender: Option<String>,
     next_try_at: Timestamp,
     at: Timestamp,
 }
@@ -109,6 +122,7 @@ impl InboxWrite {
         match self {
             Self::Found { .. } => "enter received messages",
             Self::Push { .. } => "write down a push",
+            Self::Some { .. } => "write down what became of received messages",
         }
     }
 }
@@ -160,8 +174,9 @@ impl Store {
         now: Timestamp,
         limit: u32,
     ) -> Result<Vec<Received>, Error> {
-        let rows: Vec<(i64, Option<String>, String, i64)> = sqlx::query_as(
-            "SELECT uid, message_id, state, tries FROM received WHERE mailbox = $1 AND folder = $2 \
+        type Row = (i64, Option<String>, String, i64, Option<String>);
+        let rows: Vec<Row> = sqlx::query_as(
+            "SELECT uid, message_id, state, tries, sender FROM received WHERE mailbox = $1 AND folder = $2 \
              AND uidvalidity = $3 AND state <> 'done' AND state <> 'gone' AND next_try_at <= $4 \
              AND state IN ('waiting', 'pushing', 'pushed', 'refused') ORDER BY uid LIMIT $5",
         )
@@ -174,12 +189,13 @@ impl Store {
         .await
         .map_err(|source| Error::Read { operation: "received messages", source })?;
         rows.into_iter()
-            .map(|(uid, message_id, state, tries)| {
+            .map(|(uid, message_id, state, tries, sender)| {
                 Ok(Received {
                     uid: narrow(uid)?,
                     message_id,
                     state: PushState::parse(&state)?,
                     tries: narrow(tries)?,
+                    sender,
                 })
             })
             .collect()
@@ -203,8 +219,28 @@ impl Store {
         next_try_at: Timestamp,
         at: Timestamp,
     ) -> Result<(), Error> {
+        let note = (message_id, answer, None);
+        self.note_push_of(mailbox, folder, uidvalidity, uid, state, note, next_try_at, at).await
+    }
+
+    /// As [`Store::note_push`], with the message's Message-Id, Odoo's answer and its sender together.
+    ///
+    /// # Errors
+    /// The disk's.
+    #[expect(clippy::too_many_arguments, reason = "a ledger row is its key and its new values")]
+    pub async fn note_push_of(
+        &self,
+        mailbox: &Address,
+        folder: &str,
+        uidvalidity: u32,
+        uid: u32,
+        state: PushState,
+        (message_id, answer, sender): (Option<String>, Option<String>, Option<String>),
+        next_try_at: Timestamp,
+        at: Timestamp,
+    ) -> Result<(), Error> {
         let (mailbox, folder) = (mailbox.clone(), folder.to_owned());
-        let update = Update { state, message_id, answer, next_try_at, at };
+        let update = Update { state, message_id, answer, sender, next_try_at, at };
         self.write(Write::Inbox(InboxWrite::Push { mailbox, folder, uidvalidity, uid, update })).await
     }
 
@@ -232,7 +268,7 @@ impl Store {
         let rows: Vec<(String, String, i64, i64, i64, i64)> = sqlx::query_as(
             "SELECT i.mailbox, i.folder, i.looked_at, \
              count(*) FILTER (WHERE r.state IN ('waiting', 'pushing')), \
-             count(*) FILTER (WHERE r.state = 'refused'), \
+             count(*) FILTER (WHERE r.state IN ('refused', 'moved', 'returning')), \
              count(*) FILTER (WHERE r.state IN ('pushed', 'done')) \
              FROM inbox i LEFT JOIN received r ON r.mailbox = i.mailbox AND r.folder = i.folder \
              GROUP BY i.mailbox, i.folder, i.looked_at ORDER BY i.mailbox, i.folder",
@@ -274,7 +310,7 @@ pub(super) async fn apply(write: &InboxWrite, connection: &mut SqliteConnection)
             // still unread was found anew.
             sqlx::query(
                 "UPDATE received SET state = 'gone', changed_at = $4 WHERE mailbox = $1 AND folder = $2 \
-                 AND uidvalidity <> $3 AND state <> 'done' AND state <> 'gone' AND state <> 'pushed'",
+                 AND uidvalidity <> $3 AND state IN ('waiting', 'pushing', 'refused')",
             )
             .bind(mailbox.as_str())
             .bind(folder)
@@ -302,7 +338,8 @@ pub(super) async fn apply(write: &InboxWrite, connection: &mut SqliteConnection)
             let tried = i64::from(update.state == PushState::Pushing);
             sqlx::query(
                 "UPDATE received SET state = $5, tries = tries + $6, message_id = coalesce($7, message_id), \
-                 answer = coalesce($8, answer), next_try_at = $9, changed_at = $10 \
+                 answer = coalesce($8, answer), next_try_at = $9, changed_at = $10, sender = coalesce($11, sender), \
+                 pushed_at = CASE $6 WHEN 1 THEN $10 ELSE pushed_at END \
                  WHERE mailbox = $1 AND folder = $2 AND uidvalidity = $3 AND uid = $4",
             )
             .bind(mailbox.as_str())
@@ -315,13 +352,17 @@ pub(super) async fn apply(write: &InboxWrite, connection: &mut SqliteConnection)
             .bind(&update.answer)
             .bind(millis(update.next_try_at))
             .bind(millis(update.at))
+            .bind(&update.sender)
             .execute(connection)
             .await
             .map(drop)
         }
+        InboxWrite::Some { mailbox, folder, uidvalidity, uids, change } => {
+            change.apply(mailbox, folder, *uidvalidity, uids, connection).await
+        }
     }
 }
 
-fn narrow(number: i64) -> Result<u32, Error> {
+pub(super) fn narrow(number: i64) -> Result<u32, Error> {
     u32::try_from(number).map_err(|_| Error::Row { what: format!("number {number}") })
 }

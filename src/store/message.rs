@@ -66,6 +66,25 @@ pub struct Recipient {
     /// The last reply to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reply: Option<String>,
+    /// What it was sent by, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sent_by: Option<SentBy>,
+}
+
+/// A transaction that the service took: it left one copy in that mailbox's folder of sent mail.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SentBy {
+    /// The mailbox that it went out through: a message may change to another one half-way.
+    pub mailbox: Address,
+    /// The number of the attempt.
+    pub attempt: u32,
+}
+
+impl Recipient {
+    /// A recipient to send to.
+    pub fn waiting(address: impl Into<String>) -> Self {
+        Self { address: address.into(), state: RecipientState::Waiting, reply: None, sent_by: None }
+    }
 }
 
 /// A message whose time has come.
@@ -133,6 +152,8 @@ pub enum Next {
         /// Whether the outcome is unknown.
         unknown: bool,
     },
+    /// Nobody knows whether it was sent: kept until a person decides.
+    Held,
     /// Nothing more to try: kept as failed.
     Failed,
 }
@@ -202,10 +223,16 @@ pub struct Queued {
 /// How much of a mailbox's mail is where.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Totals {
-    /// Messages for which an attempt is still to come or under way.
+    /// Messages for which an attempt is still to come or under way, or that are held for a person.
     pub waiting: u64,
     /// Messages given up.
     pub failed: u64,
+    /// Messages that are held, of those that wait.
+    #[serde(default)]
+    pub held: u64,
+    /// Recipients of the messages that wait and are not held.
+    #[serde(default)]
+    pub recipients: u64,
     /// When the oldest that waits was accepted.
     pub oldest: Option<Timestamp>,
 }

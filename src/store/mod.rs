@@ -11,23 +11,30 @@ mod invites;
 mod message;
 mod overview;
 mod pace;
+mod quarantine;
 mod queue;
+mod received;
 mod report;
 mod rotation;
 mod sealed;
 mod tokens;
+mod unknown;
+mod waiting;
 mod writer;
 
 pub use by_hand::Selection;
 pub use error::Error;
 pub use inbox::{InboxLine, Mark, PushState, Received};
 pub use message::{
-    Attempt, Due, NewMessage, Next, Queued, QueuedState, Recipient, RecipientState, Settlement, Totals,
+    Attempt, Due, NewMessage, Next, Queued, QueuedState, Recipient, RecipientState, SentBy, Settlement,
+    Totals,
 };
 pub use overview::{ConsentAge, FailedMessage, RefusedMessage};
 pub use pace::Pace;
+pub use quarantine::{Quarantined, QuarantinedId};
 pub use report::{AfterPush, NewReport, Report, ReportTotals};
 pub use tokens::StoredToken;
+pub use waiting::{Reroutable, Stray};
 pub use writer::{Writer, Written};
 
 use crate::address::Address;
@@ -407,12 +414,13 @@ pub(crate) fn create_private(path: &Path) -> std::io::Result<std::fs::File> {
 }
 
 /// The schema's history; rows are only ever added to the list.
-const MIGRATIONS: [(i64, &str, &str); 5] = [
+const MIGRATIONS: [(i64, &str, &str); 6] = [
     (1, "start", include_str!("migrations/0001_start.sql")),
     (2, "sealed tokens", include_str!("migrations/0002_sealed_tokens.sql")),
     (3, "invitations", include_str!("migrations/0003_invitations.sql")),
     (4, "delivery", include_str!("migrations/0004_delivery.sql")),
     (5, "sealed own keys", include_str!("migrations/0005_sealed_own_keys.sql")),
+    (6, "inbox", include_str!("migrations/0006_inbox.sql")),
 ];
 
 /// What brings the tables to a version; only tests want another than the newest.
@@ -435,6 +443,12 @@ fn timestamp(millis: i64) -> Timestamp {
 }
 
 #[cfg(test)]
+mod queue_tests;
+#[cfg(test)]
+mod report_tests;
+#[cfg(test)]
 mod sealed_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod waiting_tests;

@@ -1,10 +1,10 @@
 //! The queue's rows: accepted messages, their recipients, their attempts.
 
-use super::message::{
-    Attempt, Due, NewMessage, Next, Queued, QueuedState, Recipient, RecipientState, Settlement, Totals,
-};
+use super::message::{Attempt, Due, NewMessage, Next, Queued, QueuedState, Recipient, Settlement, Totals};
+use super::unknown::Seen;
+use super::waiting::Stray;
 use super::writer::Write;
-use super::{Error, QueueId, Store, millis, pace, report, timestamp};
+use super::{Error, QueueId, Store, millis, pace, report, timestamp, unknown};
 use crate::address::Address;
 use crate::failure::{Class, chain};
 use crate::routing::Rule;
@@ -12,14 +12,28 @@ use jiff::Timestamp;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
 
+/// A query for messages as [`Due`] has them.
+macro_rules! due {
+    ($which:literal) => {
+        concat!(
+            "SELECT id, received_at, mail_from, recipients, smtputf8, eight_bit, new_from, message_id, size, attempts, \
+             unknown_since, tried_since FROM message ",
+            $which
+        )
+    };
+}
+pub(super) use due;
+
 #[derive(Debug)]
 pub(super) enum QueueWrite {
     Accept(Box<NewMessage>),
     Book { id: QueueId, recipients: u32, now: Timestamp },
+    HandOver { id: QueueId, recipients: Vec<Recipient> },
     Settle(Box<Settlement>),
+    Resolve(Box<Settlement>, Seen),
     Recover(Timestamp),
     SetAside(QueueId),
-    Reroute { id: QueueId, mailbox: Address, rule: Rule, new_from: Option<String> },
+    Reroute { id: QueueId, mailbox: Address, rule: Rule, new_from: Option<String>, hold: bool },
 }
 
 impl QueueWrite {
@@ -27,7 +41,9 @@ impl QueueWrite {
         match self {
             Self::Accept(_) => "accept a message",
             Self::Book { .. } => "book an attempt",
+            Self::HandOver { .. } => "write down who is handed over",
             Self::Settle(_) => "settle an attempt",
+            Self::Resolve(..) => "resolve an unknown outcome",
             Self::Recover(_) => "take up interrupted attempts",
             Self::SetAside(_) => "set an unreadable message aside",
             Self::Reroute { .. } => "route a message anew",
@@ -64,16 +80,9 @@ impl Store {
         self.write(Write::Queue(QueueWrite::Settle(Box::new(settlement)))).await
     }
 
-    /// At the start: attempts that a crash cut short have an unknown outcome, and their messages are due at once, to be
-    /// looked for.
-    ///
-    /// # Errors
-    /// The disk's.
-    pub async fn recover(&self, now: Timestamp) -> Result<(), Error> {
-        self.write(Write::Queue(QueueWrite::Recover(now))).await
-    }
-
-    /// Gives a waiting message another mailbox: its own left the configuration.
+    /// Gives a message that is not being sent another mailbox: its own left the configuration, or cannot send. Where its
+    /// outcome is unknown, nobody can look for it any more, least of all among what the other mailbox sent: it is due
+    /// again, or with `hold` held for a person.
     ///
     /// # Errors
     /// The disk's.
@@ -83,21 +92,20 @@ impl Store {
         mailbox: Address,
         rule: Rule,
         new_from: Option<String>,
+        hold: bool,
     ) -> Result<(), Error> {
-        self.write(Write::Queue(QueueWrite::Reroute { id, mailbox, rule, new_from })).await
+        self.write(Write::Queue(QueueWrite::Reroute { id, mailbox, rule, new_from, hold })).await
     }
 
-    /// The messages of a mailbox whose time has come, longest due first.
+    /// The messages of a mailbox that are to be sent now, longest due first.
     ///
     /// # Errors
     /// The disk's.
     pub async fn due(&self, mailbox: &Address, now: Timestamp, limit: u32) -> Result<Vec<Due>, Error> {
-        let rows = sqlx::query(
-            "SELECT id, received_at, mail_from, recipients, smtputf8, eight_bit, new_from, message_id, size, attempts, \
-             unknown_since, tried_since \
-             FROM message WHERE state = 'waiting' AND mailbox = $1 AND next_attempt_at <= $2 \
-             ORDER BY next_attempt_at, id LIMIT $3",
-        )
+        let rows = sqlx::query(due!(
+            "WHERE state = 'waiting' AND mailbox = $1 AND next_attempt_at <= $2 AND unknown_since IS NULL \
+             ORDER BY next_attempt_at, id LIMIT $3"
+        ))
         .bind(mailbox.as_str())
         .bind(millis(now))
         .bind(limit)
@@ -107,7 +115,8 @@ impl Store {
         self.readable(&rows).await
     }
 
-    /// The waiting messages of a mailbox that are tried since then or longer, oldest first, due or not.
+    /// The waiting messages of a mailbox that are tried since then or longer, oldest first, due or not; but for those
+    /// whose outcome is unknown.
     ///
     /// # Errors
     /// The disk's.
@@ -117,12 +126,10 @@ impl Store {
         then: Timestamp,
         limit: u32,
     ) -> Result<Vec<Due>, Error> {
-        let rows = sqlx::query(
-            "SELECT id, received_at, mail_from, recipients, smtputf8, eight_bit, new_from, message_id, size, attempts, \
-             unknown_since, tried_since \
-             FROM message WHERE state = 'waiting' AND mailbox = $1 \
-             AND coalesce(tried_since, received_at) <= $2 ORDER BY id LIMIT $3",
-        )
+        let rows = sqlx::query(due!(
+            "WHERE state = 'waiting' AND mailbox = $1 AND coalesce(tried_since, received_at) <= $2 AND unknown_since IS NULL \
+             ORDER BY id LIMIT $3"
+        ))
         .bind(mailbox.as_str())
         .bind(millis(then))
         .bind(limit)
@@ -133,7 +140,7 @@ impl Store {
     }
 
     /// Reads rows of waiting messages. One that makes no sense is kept as failed, so that it holds up no other's mail.
-    async fn readable(&self, rows: &[SqliteRow]) -> Result<Vec<Due>, Error> {
+    pub(super) async fn readable(&self, rows: &[SqliteRow]) -> Result<Vec<Due>, Error> {
         let mut readable = Vec::with_capacity(rows.len());
         for row in rows {
             match due_of(row) {
@@ -149,15 +156,18 @@ impl Store {
         Ok(readable)
     }
 
-    /// When the next message of a mailbox is due; `None`: none waits.
+    /// When the next message of a mailbox is due, to be sent or, where its outcome is `unknown`, to be looked for;
+    /// `None`: none waits.
     ///
     /// # Errors
     /// The disk's.
-    pub async fn next_due(&self, mailbox: &Address) -> Result<Option<Timestamp>, Error> {
+    pub async fn next_due(&self, mailbox: &Address, unknown: bool) -> Result<Option<Timestamp>, Error> {
         sqlx::query_scalar::<_, Option<i64>>(
-            "SELECT min(next_attempt_at) FROM message WHERE state = 'waiting' AND mailbox = $1",
+            "SELECT min(next_attempt_at) FROM message \
+             WHERE state = 'waiting' AND mailbox = $1 AND (unknown_since IS NOT NULL) = $2",
         )
         .bind(mailbox.as_str())
+        .bind(i64::from(unknown))
         .fetch_one(&self.readers)
         .await
         .map(|at| at.map(timestamp))
@@ -221,8 +231,10 @@ impl Store {
     /// # Errors
     /// The disk's, and rows that make no sense.
     pub async fn totals(&self) -> Result<Vec<(Address, Totals)>, Error> {
-        let rows: Vec<(String, i64, i64, Option<i64>)> = sqlx::query_as(
-            "SELECT mailbox, sum(state <> 'failed'), sum(state = 'failed'), \
+        let rows: Vec<(String, i64, i64, i64, i64, Option<i64>)> = sqlx::query_as(
+            "SELECT mailbox, sum(state <> 'failed'), sum(state = 'failed'), sum(state = 'held'), \
+             sum(CASE WHEN state NOT IN ('waiting', 'sending') THEN 0 \
+                 WHEN json_valid(recipients) THEN json_array_length(recipients) ELSE 1 END), \
              min(CASE WHEN state <> 'failed' THEN received_at END) FROM message GROUP BY mailbox ORDER BY mailbox",
         )
         .fetch_all(&self.readers)
@@ -230,27 +242,30 @@ impl Store {
         .map_err(|source| Error::Read { operation: "the queue's totals", source })?;
         let count = |n: i64| u64::try_from(n).unwrap_or_default();
         rows.into_iter()
-            .map(|(mailbox, waiting, failed, oldest)| {
-                let totals =
-                    Totals { waiting: count(waiting), failed: count(failed), oldest: oldest.map(timestamp) };
+            .map(|(mailbox, waiting, failed, held, recipients, oldest)| {
+                let totals = Totals {
+                    waiting: count(waiting),
+                    failed: count(failed),
+                    held: count(held),
+                    recipients: count(recipients),
+                    oldest: oldest.map(timestamp),
+                };
                 Ok((address(&mailbox)?, totals))
             })
             .collect()
     }
 
-    /// The waiting messages of mailboxes that are not among `known`: id, mailbox, From and reverse-path.
+    /// The messages of mailboxes that are not among `known`, those that were given up included: a person may have them
+    /// tried again.
     ///
     /// # Errors
     /// The disk's.
-    pub async fn strays(
-        &self,
-        known: &[Address],
-    ) -> Result<Vec<(QueueId, String, Option<String>, String)>, Error> {
+    pub async fn strays(&self, known: &[Address]) -> Result<Vec<Stray>, Error> {
         let known: Vec<&str> = known.iter().map(Address::as_str).collect();
         let known = serde_json::to_string(&known).map_err(|error| Error::Row { what: error.to_string() })?;
-        let rows: Vec<(i64, String, Option<String>, String)> = sqlx::query_as(
-            "SELECT id, mailbox, header_from, mail_from FROM message \
-             WHERE state <> 'failed' AND mailbox NOT IN (SELECT value FROM json_each($1)) ORDER BY id",
+        let rows: Vec<(i64, String, Option<String>, String, bool)> = sqlx::query_as(
+            "SELECT id, mailbox, header_from, mail_from, state = 'waiting' AND unknown_since IS NOT NULL FROM message \
+             WHERE mailbox NOT IN (SELECT value FROM json_each($1)) ORDER BY id",
         )
         .bind(known)
         .fetch_all(&self.readers)
@@ -258,7 +273,13 @@ impl Store {
         .map_err(|source| Error::Read { operation: "messages of unknown mailboxes", source })?;
         Ok(rows
             .into_iter()
-            .map(|(id, mailbox, from, mail_from)| (QueueId(id), mailbox, from, mail_from))
+            .map(|(id, mailbox, from, mail_from, unknown)| Stray {
+                id: QueueId(id),
+                mailbox,
+                from,
+                mail_from,
+                unknown,
+            })
             .collect())
     }
 }
@@ -267,8 +288,10 @@ pub(super) async fn apply(write: &QueueWrite, connection: &mut SqliteConnection)
     match write {
         QueueWrite::Accept(message) => accept(message, connection).await,
         QueueWrite::Book { id, recipients, now } => book(*id, *recipients, *now, connection).await,
+        QueueWrite::HandOver { id, recipients } => unknown::hand_over(*id, recipients, connection).await,
         QueueWrite::Settle(settlement) => settle(settlement, connection).await,
-        QueueWrite::Recover(now) => recover(*now, connection).await,
+        QueueWrite::Resolve(settlement, seen) => unknown::resolve(settlement, *seen, connection).await,
+        QueueWrite::Recover(now) => unknown::recover(*now, connection).await,
         QueueWrite::SetAside(id) => {
             sqlx::query("UPDATE message SET state = 'failed' WHERE id = $1 AND state = 'waiting'")
                 .bind(id.0)
@@ -276,26 +299,25 @@ pub(super) async fn apply(write: &QueueWrite, connection: &mut SqliteConnection)
                 .await
                 .map(drop)
         }
-        QueueWrite::Reroute { id, mailbox, rule, new_from } => {
-            sqlx::query("UPDATE message SET mailbox = $1, rule = $2, new_from = $3 WHERE id = $4")
-                .bind(mailbox.as_str())
-                .bind(rule.as_str())
-                .bind(new_from)
-                .bind(id.0)
-                .execute(connection)
-                .await
-                .map(drop)
-        }
+        QueueWrite::Reroute { id, mailbox, rule, new_from, hold } => sqlx::query(
+            "UPDATE message SET mailbox = $1, rule = $2, new_from = $3, \
+             state = CASE WHEN state = 'waiting' AND unknown_since IS NOT NULL AND $5 THEN 'held' ELSE state END, \
+             unknown_since = CASE WHEN state = 'held' OR $5 THEN unknown_since END \
+             WHERE id = $4 AND state <> 'sending'",
+        )
+        .bind(mailbox.as_str())
+        .bind(rule.as_str())
+        .bind(new_from)
+        .bind(id.0)
+        .bind(hold)
+        .execute(connection)
+        .await
+        .map(drop),
     }
 }
 
 async fn accept(message: &NewMessage, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-    let waiting = |address: &String| Recipient {
-        address: address.clone(),
-        state: RecipientState::Waiting,
-        reply: None,
-    };
-    let recipients: Vec<Recipient> = message.envelope.recipients.iter().map(waiting).collect();
+    let recipients: Vec<Recipient> = message.envelope.recipients.iter().map(Recipient::waiting).collect();
     let size = i64::try_from(message.content.len()).unwrap_or(i64::MAX);
     sqlx::query(
         "INSERT INTO message (id, received_at, mail_from, recipients, smtputf8, eight_bit, header_from, message_id, \
@@ -351,7 +373,10 @@ async fn book(
     pace::count(id, recipients, now, connection).await
 }
 
-async fn settle(settlement: &Settlement, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+pub(super) async fn settle(
+    settlement: &Settlement,
+    connection: &mut SqliteConnection,
+) -> Result<(), sqlx::Error> {
     if let Some(report) = &settlement.report {
         report::insert(settlement.id, report, settlement.at, connection).await?;
     }
@@ -365,18 +390,20 @@ async fn settle(settlement: &Settlement, connection: &mut SqliteConnection) -> R
         }
         Next::Again { at, unknown: false } => ("waiting", at, "deferred"),
         Next::Again { at, unknown: true } => ("waiting", at, "unknown"),
+        Next::Held => ("held", settlement.at, "unknown"),
         Next::Failed => ("failed", settlement.at, "failed"),
     };
+    let unknown = matches!(settlement.next, Next::Held | Next::Again { unknown: true, .. });
     sqlx::query(
-        "UPDATE message SET state = $2, recipients = $3, next_attempt_at = $4, changed_at = $5, unknown_since = $6 \
-         WHERE id = $1",
+        "UPDATE message SET state = $2, recipients = $3, next_attempt_at = $4, changed_at = $5, \
+         unknown_since = CASE WHEN $6 THEN coalesce(unknown_since, $5) END WHERE id = $1",
     )
     .bind(settlement.id.0)
     .bind(state)
     .bind(encode(&settlement.recipients)?)
     .bind(millis(next_attempt_at))
     .bind(millis(settlement.at))
-    .bind(matches!(settlement.next, Next::Again { unknown: true, .. }).then(|| millis(settlement.at)))
+    .bind(unknown)
     .execute(&mut *connection)
     .await?;
     sqlx::query(
@@ -392,48 +419,6 @@ async fn settle(settlement: &Settlement, connection: &mut SqliteConnection) -> R
     .execute(connection)
     .await
     .map(drop)
-}
-
-async fn recover(now: Timestamp, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-    sqlx::query(
-        "UPDATE attempt SET ended_at = $1, outcome = 'unknown', reply = 'the relay stopped in the middle of it' \
-         WHERE ended_at IS NULL AND message IN (SELECT id FROM message WHERE state = 'sending')",
-    )
-    .bind(millis(now))
-    .execute(&mut *connection)
-    .await?;
-    let interrupted: Vec<(i64, String)> =
-        sqlx::query_as("SELECT id, recipients FROM message WHERE state = 'sending'")
-            .fetch_all(&mut *connection)
-            .await?;
-    for (id, recipients) in interrupted {
-        // Of a damaged row nothing is known: it is found, and set aside, when it is due.
-        let recipients = match serde_json::from_str::<Vec<Recipient>>(&recipients) {
-            Ok(read) => encode(&interrupt(read))?,
-            Err(_) => recipients,
-        };
-        sqlx::query(
-            "UPDATE message SET state = 'waiting', next_attempt_at = $2, changed_at = $2, unknown_since = $2, \
-             recipients = $3 WHERE id = $1",
-        )
-        .bind(id)
-        .bind(millis(now))
-        .bind(recipients)
-        .execute(&mut *connection)
-        .await?;
-    }
-    Ok(())
-}
-
-/// Whom an interrupted attempt may have reached: those who were written down as handed over, where only some could be
-/// ([`RecipientState::Unknown`]); else all who waited.
-fn interrupt(mut recipients: Vec<Recipient>) -> Vec<Recipient> {
-    if !recipients.iter().any(|recipient| recipient.state == RecipientState::Unknown) {
-        for recipient in recipients.iter_mut().filter(|r| r.state == RecipientState::Waiting) {
-            recipient.state = RecipientState::Unknown;
-        }
-    }
-    recipients
 }
 
 pub(super) fn encode(recipients: &[Recipient]) -> Result<String, sqlx::Error> {

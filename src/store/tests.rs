@@ -1,21 +1,20 @@
 //! The store on a real SQLite file.
 
 use super::*;
-use crate::failure::Class;
 use crate::message::Envelope;
 use crate::routing::Rule;
 use secrecy::{ExposeSecret, SecretString};
 use std::os::unix::fs::PermissionsExt;
 use tokio::task::JoinHandle;
 
-struct Opened {
-    store: Store,
+pub(super) struct Opened {
+    pub(super) store: Store,
     writing: JoinHandle<()>,
-    config: Config,
+    pub(super) config: Config,
     _folder: tempfile::TempDir,
 }
 
-async fn open() -> Opened {
+pub(super) async fn open() -> Opened {
     let folder = tempfile::tempdir().unwrap();
     let config = Config::at(folder.path().join("deeper/relay.db"));
     let (store, writer) = Store::open(&config).await.unwrap();
@@ -24,7 +23,7 @@ async fn open() -> Opened {
 
 impl Opened {
     /// Ends this process's use of the store, then opens it again.
-    async fn reopen(self) -> Self {
+    pub(super) async fn reopen(self) -> Self {
         self.store.close().await;
         self.writing.await.unwrap();
         let (store, writer) = Store::open(&self.config).await.unwrap();
@@ -32,15 +31,15 @@ impl Opened {
     }
 }
 
-fn at(second: i64) -> Timestamp {
+pub(super) fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + second).unwrap()
 }
 
-fn john() -> Address {
+pub(super) fn john() -> Address {
     Address::normalise("john@example.com").unwrap()
 }
 
-fn message(store: &Store, recipients: &[&str]) -> NewMessage {
+pub(super) fn message(store: &Store, recipients: &[&str]) -> NewMessage {
     NewMessage {
         id: store.next_id(at(0)),
         received_at: at(0),
@@ -60,21 +59,6 @@ fn message(store: &Store, recipients: &[&str]) -> NewMessage {
 }
 
 #[tokio::test]
-async fn an_accepted_message_survives_and_is_due() {
-    let opened = open().await;
-    let new = message(&opened.store, &["a@x.test", "b@x.test"]);
-    let id = new.id;
-    opened.store.accept(new).await.unwrap();
-    let opened = opened.reopen().await;
-    let due = opened.store.due(&john(), at(0), 10).await.unwrap();
-    assert_eq!(due.len(), 1);
-    assert_eq!((due[0].id, due[0].attempts, due[0].eight_bit, due[0].size), (id, 0, true, 20));
-    assert_eq!(due[0].recipients[1].address, "b@x.test");
-    assert_eq!(opened.store.content(id).await.unwrap().unwrap(), b"From: john\r\n\r\nbody\r\n");
-    assert!(opened.store.next_id(at(-100)) > id, "ids grow over a restart and a clock that jumps back");
-}
-
-#[tokio::test]
 async fn the_file_is_private_and_its_folder_is_made() {
     let opened = open().await;
     opened.store.accept(message(&opened.store, &["a@x.test"])).await.unwrap();
@@ -85,67 +69,6 @@ async fn the_file_is_private_and_its_folder_is_made() {
     for file in files {
         assert_eq!(file.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", file.path());
     }
-}
-
-#[tokio::test]
-async fn an_attempt_is_booked_once_and_settled() {
-    let opened = open().await;
-    let store = &opened.store;
-    let new = message(store, &["a@x.test", "b@x.test"]);
-    let id = new.id;
-    store.accept(new).await.unwrap();
-    store.book(id, 1, at(1)).await.unwrap();
-    assert!(store.due(&john(), at(9), 10).await.unwrap().is_empty(), "being sent");
-    assert!(store.book(id, 1, at(1)).await.is_err(), "a second worker must not send it as well");
-
-    let recipient = |address: &str, state| Recipient { address: address.to_owned(), state, reply: None };
-    let settlement = Settlement {
-        id,
-        at: at(2),
-        recipients: vec![
-            recipient("a@x.test", RecipientState::Sent),
-            recipient("b@x.test", RecipientState::Waiting),
-        ],
-        class: Some(Class::Transient),
-        code: "451".to_owned(),
-        reply: "later".to_owned(),
-        next: Next::Again { at: at(60), unknown: false },
-        paced: true,
-        report: None,
-    };
-    store.settle(settlement.clone()).await.unwrap();
-    assert!(store.due(&john(), at(59), 10).await.unwrap().is_empty());
-    assert_eq!(store.next_due(&john()).await.unwrap(), Some(at(60)));
-    let due = store.due(&john(), at(60), 10).await.unwrap();
-    assert_eq!(due[0].recipients, settlement.recipients);
-    assert_eq!(due[0].attempts, 1);
-
-    store.book(id, 1, at(61)).await.unwrap();
-    store.settle(Settlement { at: at(62), next: Next::Failed, ..settlement.clone() }).await.unwrap();
-    let queued = store.queued(None, 10).await.unwrap();
-    assert_eq!(queued[0].state, QueuedState::Failed);
-    let outcomes: Vec<_> = queued[0].attempts.iter().map(|attempt| attempt.outcome.as_deref()).collect();
-    assert_eq!(outcomes, [Some("deferred"), Some("failed")]);
-    assert_eq!(store.totals().await.unwrap()[0].1, Totals { waiting: 0, failed: 1, oldest: None });
-
-    store.settle(Settlement { next: Next::Done, ..settlement }).await.unwrap();
-    assert_eq!(store.content(id).await.unwrap(), None, "a message that is done leaves nothing behind");
-    assert!(store.attempts(id).await.unwrap().is_empty());
-}
-
-#[tokio::test]
-async fn an_interrupted_attempt_is_unknown_after_the_restart() {
-    let opened = open().await;
-    let new = message(&opened.store, &["a@x.test"]);
-    let id = new.id;
-    opened.store.accept(new).await.unwrap();
-    opened.store.book(id, 1, at(1)).await.unwrap();
-    let opened = opened.reopen().await;
-    assert!(opened.store.due(&john(), at(5), 10).await.unwrap().is_empty());
-    opened.store.recover(at(5)).await.unwrap();
-    assert_eq!(opened.store.due(&john(), at(5), 10).await.unwrap()[0].id, id);
-    let attempts = opened.store.attempts(id).await.unwrap();
-    assert_eq!(attempts[0].outcome.as_deref(), Some("unknown"));
 }
 
 #[tokio::test]
@@ -294,32 +217,6 @@ async fn a_closed_store_ends_its_writer_whoever_still_holds_it() {
 }
 
 #[tokio::test]
-async fn a_row_that_makes_no_sense_holds_up_no_other() {
-    let opened = open().await;
-    let store = &opened.store;
-    let (damaged, good) = (message(store, &["a@x"]), message(store, &["b@x"]));
-    let ids = [damaged.id, good.id];
-    store.accept(damaged).await.unwrap();
-    store.accept(good).await.unwrap();
-    let mark = Mark { uidvalidity: 7, uid: 2 };
-    store.found(&john(), "INBOX", mark, vec![1, 2], at(0)).await.unwrap();
-    let mut connection = options(&opened.config.path).connect().await.unwrap();
-    for (damage, row) in [
-        ("UPDATE message SET recipients = '{' WHERE id = $1", ids[0].0),
-        ("UPDATE received SET state = 'of a newer version' WHERE uid = $1", 1),
-    ] {
-        sqlx::query(damage).bind(row).execute(&mut connection).await.unwrap();
-    }
-    for due in [store.due(&john(), at(0), 10).await, store.accepted_by(&john(), at(0), 10).await] {
-        assert_eq!(due.unwrap().iter().map(|due| due.id).collect::<Vec<_>>(), ids[1..]);
-    }
-    let states: Vec<_> = store.queued(None, 10).await.unwrap().iter().map(|queued| queued.state).collect();
-    assert_eq!(states, [QueuedState::Failed, QueuedState::Waiting], "it is kept");
-    let to_push = store.to_push(&john(), "INBOX", 7, at(0), 10).await.unwrap();
-    assert_eq!(to_push.iter().map(|received| received.uid).collect::<Vec<_>>(), [2]);
-}
-
-#[tokio::test]
 async fn a_newer_versions_store_is_said() {
     let Opened { store, writing, config, _folder } = open().await;
     store.close().await;
@@ -329,185 +226,4 @@ async fn a_newer_versions_store_is_said() {
     sqlx::query(newer).execute(&mut database).await.unwrap();
     let error = Store::open(&config).await.map(drop).unwrap_err();
     assert!(matches!(error, Error::Newer { version: 99, .. }), "{error:?}");
-}
-
-#[tokio::test]
-async fn the_pace_survives_and_what_was_never_asked_for_is_given_back() {
-    let opened = open().await;
-    let mut settlement = None;
-    for recipients in [&["a@x.test"][..], &["b@x.test", "c@x.test"]] {
-        let new = message(&opened.store, recipients);
-        let id = new.id;
-        opened.store.accept(new).await.unwrap();
-        opened.store.book(id, u32::try_from(recipients.len()).unwrap(), at(61)).await.unwrap();
-        let waiting = |address: &&str| Recipient {
-            address: (*address).to_owned(),
-            state: RecipientState::Waiting,
-            reply: None,
-        };
-        settlement = Some(Settlement {
-            id,
-            at: at(62),
-            recipients: recipients.iter().map(waiting).collect(),
-            class: Some(Class::Transient),
-            code: String::new(),
-            reply: String::new(),
-            next: Next::Again { at: at(62), unknown: false },
-            paced: false,
-            report: None,
-        });
-    }
-    let opened = opened.reopen().await;
-    let pace = |messages, recipients| Pace { minute: at(60), messages, recipients };
-    assert_eq!(opened.store.pace(&john(), at(0)).await.unwrap(), [pace(2, 3)]);
-    assert_eq!(opened.store.pace(&john(), at(120)).await.unwrap(), []);
-    opened.store.settle(settlement.unwrap()).await.unwrap();
-    assert_eq!(opened.store.pace(&john(), at(0)).await.unwrap(), [pace(1, 1)]);
-}
-
-#[tokio::test]
-async fn an_interrupted_attempt_may_have_reached_those_who_were_handed_over() {
-    let opened = open().await;
-    let new = message(&opened.store, &["a@x.test", "b@x.test"]);
-    let id = new.id;
-    opened.store.accept(new).await.unwrap();
-    opened.store.book(id, 2, at(1)).await.unwrap();
-    opened.store.recover(at(5)).await.unwrap();
-    let due = opened.store.due(&john(), at(5), 10).await.unwrap();
-    assert_eq!(due[0].unknown_since, Some(at(5)));
-    assert!(due[0].recipients.iter().all(|recipient| recipient.state == RecipientState::Unknown));
-}
-
-#[tokio::test]
-async fn nothing_waits_for_a_time_that_a_clock_showed_before_it_was_set_back() {
-    let opened = open().await;
-    let day = 86_400;
-    for moment in [at(0), at(day)] {
-        let new = NewMessage { received_at: moment, ..message(&opened.store, &["a@x.test"]) };
-        let id = new.id;
-        opened.store.accept(new).await.unwrap();
-        opened.store.book(id, 1, moment).await.unwrap();
-    }
-    opened.store.recover(at(day)).await.unwrap();
-    assert_eq!(opened.store.due(&john(), at(5), 10).await.unwrap().len(), 0);
-    opened.store.forget_future(at(5)).await.unwrap();
-    let due = opened.store.due(&john(), at(5), 10).await.unwrap();
-    assert_eq!(due.len(), 2);
-    assert!(due.iter().all(|due| due.unknown_since == Some(at(5)) && due.tried_since <= at(5)), "{due:?}");
-    assert_eq!(opened.store.pace(&john(), at(-day)).await.unwrap().len(), 1);
-}
-
-/// A message that was given up at second 10, with a report for each of its recipients.
-async fn failed(store: &Store, recipients: &[&str]) -> QueueId {
-    let new = message(store, recipients);
-    let id = new.id;
-    store.accept(new).await.unwrap();
-    store.book(id, 1, at(1)).await.unwrap();
-    let refused = |address: &&str| Recipient {
-        address: (*address).to_owned(),
-        state: RecipientState::Failed,
-        reply: Some("550 5.1.1 unknown".to_owned()),
-    };
-    let report = NewReport {
-        message_id: Some("<1@odoo>".to_owned()),
-        reports: recipients.iter().map(|to| ((*to).to_owned(), format!("about {to}").into())).collect(),
-        due_at: at(15),
-    };
-    let settlement = Settlement {
-        id,
-        at: at(10),
-        recipients: recipients.iter().map(refused).collect(),
-        class: Some(Class::Message),
-        code: "550 5.1.1".to_owned(),
-        reply: "unknown".to_owned(),
-        next: Next::Failed,
-        paced: true,
-        report: Some(report),
-    };
-    store.settle(settlement).await.unwrap();
-    id
-}
-
-#[tokio::test]
-async fn a_report_waits_until_it_was_taken_and_an_interrupted_push_is_unclear() {
-    let opened = open().await;
-    let id = failed(&opened.store, &["a@x.test", "b@x.test"]).await;
-    assert_eq!(opened.store.reports_due(at(14), 10).await.unwrap(), []);
-    let due = opened.store.reports_due(at(15), 10).await.unwrap();
-    let expected = |id_of_report, recipient: &str| Report {
-        id: id_of_report,
-        message: id,
-        message_id: Some("<1@odoo>".to_owned()),
-        recipient: recipient.to_owned(),
-        reply: Some("550 5.1.1 unknown".to_owned()),
-        mailbox: Some(john().to_string()),
-        tries: 0,
-        unclear: false,
-        answer: None,
-    };
-    assert_eq!(due, [expected(1, "a@x.test"), expected(2, "b@x.test")]);
-    assert_eq!(opened.store.report_content(2).await.unwrap().unwrap(), b"about b@x.test");
-    assert_eq!(opened.store.beginning(id, 4).await.unwrap().unwrap(), b"From");
-
-    opened.store.book_report(1, at(20)).await.unwrap();
-    opened.store.book_report(2, at(20)).await.unwrap();
-    opened.store.settle_report(1, AfterPush::Taken).await.unwrap();
-    let opened = opened.reopen().await;
-    let store = &opened.store;
-    assert_eq!(store.reports_due(at(19), 10).await.unwrap(), []);
-    let due = store.reports_due(at(20), 10).await.unwrap();
-    assert_eq!(due, [Report { tries: 1, unclear: true, ..expected(2, "b@x.test") }]);
-    assert!(matches!(store.book_report(1, at(30)).await, Err(Error::Write { .. })), "it is gone");
-
-    let answer = || "fault 1: no".to_owned();
-    let again = AfterPush::Again { at: at(30), answer: answer(), unclear: false };
-    store.settle_report(2, again).await.unwrap();
-    let due = store.reports_due(at(30), 10).await.unwrap();
-    assert_eq!(due, [Report { tries: 1, answer: Some(answer()), ..expected(2, "b@x.test") }]);
-    assert_eq!(store.report_totals().await.unwrap(), ReportTotals { waiting: 1, refused: 0 });
-    store.settle_report(2, AfterPush::Refused { answer: answer() }).await.unwrap();
-    assert_eq!(store.reports_due(Timestamp::MAX, 10).await.unwrap(), []);
-    assert_eq!(store.reports_refused(10).await.unwrap(), due);
-    assert_eq!(store.report_totals().await.unwrap(), ReportTotals { waiting: 0, refused: 1 });
-}
-
-#[tokio::test]
-async fn what_failed_is_kept_for_its_time_and_until_it_was_reported() {
-    let opened = open().await;
-    let store = &opened.store;
-    let id = failed(store, &["a@x.test"]).await;
-    let waiting = message(store, &["a@x.test"]);
-    store.accept(waiting).await.unwrap();
-    let long_ago = async |before: &[(Address, Timestamp)], otherwise| {
-        store.failed_long_ago(before, otherwise, 10).await.unwrap()
-    };
-    assert_eq!(long_ago(&[], at(99)).await, [], "its report waits");
-    store.book_report(1, at(20)).await.unwrap();
-    assert_eq!(long_ago(&[], at(99)).await, [], "its report is on its way");
-    store.settle_report(1, AfterPush::Refused { answer: String::new() }).await.unwrap();
-    assert_eq!(long_ago(&[], at(10)).await, []);
-    assert_eq!(long_ago(&[], at(11)).await, [id]);
-    assert_eq!(long_ago(&[(john(), at(10))], at(11)).await, [], "its mailbox keeps it for longer");
-    assert_eq!(long_ago(&[(john(), at(11))], at(10)).await, [id]);
-
-    let mut connection = options(&opened.config.path).connect().await.unwrap();
-    let mut set = async |recipients: &'static str| {
-        let sql = "UPDATE message SET recipients = $1 WHERE id = $2";
-        sqlx::query(sql).bind(recipients).bind(id.0).execute(&mut connection).await.unwrap();
-    };
-    for damaged in ["{", "[]", "\"failed\"", r#"["failed"]"#] {
-        set(damaged).await;
-        assert_eq!(long_ago(&[], at(11)).await, [], "{damaged}: nobody knows what failed");
-    }
-    set(r#"[{"address":"a","state":"sent"},{"address":"b","state":"failed"}]"#).await;
-    assert_eq!(long_ago(&[], at(11)).await, [id]);
-
-    let queued = async || store.queued(None, 10).await.unwrap().len();
-    store.tidy(vec![id], at(0)).await.unwrap();
-    assert_eq!(queued().await, 1, "only what waits is left");
-    assert_eq!(store.content(id).await.unwrap(), None);
-    assert_eq!(store.report_totals().await.unwrap(), ReportTotals::default());
-    let waiting = store.queued(None, 10).await.unwrap()[0].id;
-    store.tidy(vec![waiting], at(0)).await.unwrap();
-    assert_eq!(queued().await, 1, "what is not given up is never deleted");
 }

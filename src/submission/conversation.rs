@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +29,9 @@ use crate::message::Envelope;
 const HANDSHAKE: Duration = Duration::from_secs(30);
 /// How long an open transaction may go without a line once the server stops.
 const GRACE: Duration = Duration::from_secs(10);
+/// How long from its beginning a session may take to begin its first message once the server stops: a client that has just
+/// connected, as Odoo does for each mail, is not sent away with it.
+const FRESH: Duration = Duration::from_secs(2);
 /// Slows down whoever guesses passwords.
 const WRONG_PASSWORD: Duration = Duration::from_secs(1);
 
@@ -59,6 +62,8 @@ pub(super) struct Talk<'s> {
     session: Session,
     peer: SocketAddr,
     ends: Instant,
+    /// When it is, once the server stops, if no message is begun then.
+    sent_away_at: Instant,
     /// A message, or the last of it, is being read.
     in_message: bool,
 }
@@ -112,6 +117,7 @@ impl Shared {
             session: Session::new(Arc::clone(&self.offer), is_loopback(&peer)),
             peer,
             ends: Instant::now() + self.limits.session,
+            sent_away_at: Instant::now() + FRESH,
             in_message: false,
         }
     }
@@ -227,6 +233,9 @@ impl<'s> Talk<'s> {
                 }
                 Action::Close(reply) => return close(connection, &reply).await,
             }
+            if self.session.in_transaction() {
+                self.sent_away_at = Instant::now();
+            }
             if !self.session.in_chunks() {
                 in_chunks = None;
             }
@@ -244,7 +253,7 @@ impl<'s> Talk<'s> {
         let begun = Instant::now();
         let ends = if in_transaction { self.ends + limits.message } else { self.ends };
         loop {
-            if stop.is_cancelled() && !in_transaction {
+            if stop.is_cancelled() && !in_transaction && self.sent_away_at <= Instant::now() {
                 return Ok(None);
             }
             if let Some(line) = connection.line(self.session.line_limit()) {
@@ -262,6 +271,8 @@ impl<'s> Talk<'s> {
                 stop.cancelled().await;
                 if in_transaction {
                     sleep(GRACE).await;
+                } else {
+                    sleep_until(self.sent_away_at).await;
                 }
             };
             let since = Instant::now();

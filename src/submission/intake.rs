@@ -113,10 +113,27 @@ impl Intake {
             ));
         }
         if let Some(user) = user
-            && user.senders.as_ref().is_some_and(|senders| !senders.allow_from(from))
+            && let Some(senders) = &user.senders
         {
-            let from: String = from.unwrap_or_default().chars().take(FROM).collect();
-            return Err(not_allowed(user, &format!("{from:?} as the From of a message")));
+            let short = |text: &str| text.chars().take(FROM).collect::<String>();
+            if !senders.allow_from(from) {
+                let from = short(from.unwrap_or_default());
+                return Err(not_allowed(user, &format!("{from:?} as the From of a message")));
+            }
+            if let Some(other) = header.senders().iter().find(|text| !senders.allow_named(text)) {
+                return Err(not_allowed(user, &format!("{:?} as the Sender of a message", short(other))));
+            }
+            if !header.is_whole() {
+                return Err(Reply::new(
+                    554,
+                    "5.6.0",
+                    format!(
+                        "The header of the message holds a line that is no field, behind which another From may hide; the \
+                         user {} may send as its senders only",
+                        user.name
+                    ),
+                ));
+            }
         }
         let route = match user.and_then(|user| user.mailbox.as_ref()) {
             Some(mailbox) => self.routes.bound_to(mailbox, from),

@@ -19,9 +19,7 @@ use super::conversation::Shared;
 use super::intake::Intake;
 use super::session::Offer;
 use super::{Config, Exposed, is_loopback};
-
-/// The name in the greeting. The machine's own is nobody's business.
-const HOST: &str = "outlook-relay";
+use crate::message;
 
 /// Why the server cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -86,7 +84,7 @@ impl Listener {
 
 pub(super) fn share(config: Config, sockets: usize, intake: Intake, stop: CancellationToken) -> Shared {
     let offer = Offer {
-        host: HOST.to_owned(),
+        host: message::HOST.to_owned(),
         max_message_size: config.max_message_size,
         max_recipients: config.limits.recipients,
         users: config.users,

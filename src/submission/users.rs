@@ -83,6 +83,11 @@ impl Senders {
         !addresses.is_empty() && addresses.iter().all(|(_, address)| self.hold(address))
     }
 
+    /// Whether all whom a Sender names may be used; it may name nobody.
+    pub fn allow_named(&self, text: &str) -> bool {
+        Address::all(text).iter().all(|(_, address)| self.hold(address))
+    }
+
     fn hold(&self, address: &Address) -> bool {
         self.addresses.contains(address) || self.domains.iter().any(|domain| domain == address.domain())
     }

@@ -20,6 +20,7 @@ pub(super) fn gateway(odoo: &Odoo, change: impl FnOnce(&mut GatewayConfig)) -> G
         timeout: Duration::from_secs(30),
         gateway_model: "mail.thread".to_owned(),
         report_after: Duration::ZERO,
+        parallel: 4,
     };
     change(&mut config);
     let tls = outlook_relay::tls::client(None).unwrap();

@@ -50,14 +50,15 @@ async fn a_folder_is_read_without_marking_and_marked_without_reading() {
     assert_eq!(folder.uidnext, second + 1);
     assert_eq!(session.search("UNSEEN").await.unwrap(), [first, second]);
     assert_eq!(session.search("UID 99:*").await.unwrap(), [second], "the last one is always found");
-    assert_eq!(session.size(first).await.unwrap(), Some(raw.len() as u64));
-    assert_eq!(session.body(first).await.unwrap().unwrap(), raw);
+    assert_eq!(session.sizes(&[first, second]).await.unwrap()[&first], Some(raw.len() as u64));
+    assert_eq!(session.bodies(&[second, first]).await.unwrap()[&first].as_ref(), Some(&raw));
     assert_eq!(session.search("UNSEEN").await.unwrap(), [first, second]);
-    session.mark_seen(first).await.unwrap();
+    session.mark_seen(&[first]).await.unwrap();
     assert_eq!(session.search("UNSEEN").await.unwrap(), [second]);
-    assert_eq!(session.size(77).await.unwrap(), None);
-    assert_eq!(session.body(77).await.unwrap(), None);
-    session.mark_seen(77).await.unwrap();
+    assert!(session.sizes(&[77]).await.unwrap().is_empty());
+    assert!(session.bodies(&[77]).await.unwrap().is_empty());
+    assert_eq!(session.present(&[first, 77]).await.unwrap(), [first]);
+    session.mark_seen(&[77]).await.unwrap();
     session.logout().await;
     assert_eq!(world.imap.commands().last().unwrap().1, "LOGOUT");
 }
@@ -121,12 +122,12 @@ async fn no_and_bad_are_errors_and_never_empty_results() {
     let error = session.search("ALL").await.unwrap_err();
     assert!(matches!(&error, Error::Lost(failure) if failure.class == Class::Rate), "{error:?}");
     world.imap.fail_next("UID FETCH", Fault::no("The message could not be converted."));
-    let error = session.body(uid).await.unwrap_err();
+    let error = session.bodies(&[uid]).await.unwrap_err();
     assert!(matches!(&error, Error::Refused(failure) if failure.class == Class::Message), "{error:?}");
     world.imap.fail_next("UID STORE", Fault::no("read-only"));
-    let error = session.mark_seen(uid).await.unwrap_err();
+    let error = session.mark_seen(&[uid]).await.unwrap_err();
     assert!(matches!(&error, Error::Refused(failure) if failure.class == Class::Administrator), "{error:?}");
-    assert!(session.body(uid).await.unwrap().is_some(), "the session goes on");
+    assert!(session.bodies(&[uid]).await.unwrap()[&uid].is_some(), "the session goes on");
     let error = session.select("Nowhere").await.unwrap_err();
     assert!(matches!(&error, Error::Refused(failure) if failure.advice.contains("`folder`")), "{error:?}");
     world.imap.fail_next("SELECT", Fault::bad("User is authenticated but not connected."));
@@ -148,18 +149,17 @@ async fn a_lost_session_is_told_from_an_empty_folder() {
         let mut session = world.ready().await;
         session.select("INBOX").await.unwrap();
         world.imap.fail_next("UID FETCH", fault.clone());
-        let error = session.body(uid).await.unwrap_err();
+        let error = session.bodies(&[uid]).await.unwrap_err();
         assert!(matches!(&error, Error::Lost(failure) if failure.code == code), "{fault:?}: {error:?}");
     }
 }
 
 #[tokio::test]
-async fn an_answer_that_breaks_the_parser_ends_the_session_only() {
+async fn an_answer_that_would_break_the_parser_does_no_harm() {
     let world = world().await;
     let mut session = world.ready().await;
     world.imap.fail_next("SELECT", Fault::untagged("OK [ALERT]ü"));
-    let error = session.select("INBOX").await.unwrap_err();
-    assert!(matches!(&error, Error::Lost(failure) if failure.code == "odd answer"), "{error:?}");
+    session.select("INBOX").await.unwrap();
 }
 
 #[tokio::test]
@@ -169,12 +169,9 @@ async fn a_message_that_is_withheld_is_not_taken_for_gone() {
     session.select("INBOX").await.unwrap();
     // Of a message that is not there, so that nothing else is said of it.
     world.imap.fail_next("UID FETCH", Fault::untagged("1 FETCH (UID 77)"));
-    let size = session.size(77).await.map(drop).unwrap_err();
+    assert_eq!(session.sizes(&[77]).await.unwrap(), [(77, None)].into());
     world.imap.fail_next("UID FETCH", Fault::untagged("1 FETCH (UID 77 BODY[] NIL)"));
-    let body = session.body(77).await.map(drop).unwrap_err();
-    for error in [size, body] {
-        assert!(matches!(&error, Error::Refused(failure) if failure.class == Class::Message), "{error:?}");
-    }
+    assert_eq!(session.bodies(&[77]).await.unwrap(), [(77, None)].into());
 }
 
 #[tokio::test]
@@ -184,7 +181,9 @@ async fn talk_of_other_messages_is_not_taken_for_the_answer() {
     let mut session = world.ready().await;
     session.select("INBOX").await.unwrap();
     world.imap.fail_next("UID FETCH", Fault::untagged("7 FETCH (UID 99 RFC822.SIZE 5)"));
-    assert_ne!(session.size(uid).await.unwrap(), Some(5));
+    let told = session.sizes(&[uid]).await.unwrap();
+    assert_eq!(told.keys().collect::<Vec<_>>(), [&uid]);
+    assert_ne!(told[&uid], Some(5));
 }
 
 #[tokio::test]
@@ -208,6 +207,12 @@ async fn a_sent_message_is_found_by_its_id_and_stays_as_it_is() {
     assert!(session.examine_listed(&folders[0]).await.unwrap().is_some());
     let found = session.search_message_id(&format!("<{odd_id}>")).await.unwrap();
     assert_eq!(found, [second, first], "the newest first");
+    let replaced = b"Message-ID: <new@outlook.com>\r\nX-Microsoft-Original-Message-ID: <old@x.test>\r\n\r\n";
+    let third = world.imap.deliver(JOHN, &folders[0], replaced);
+    assert_eq!(session.search_message_id("<old@x.test>").await.unwrap(), [third]);
+    let odd_field = crate::support::script::Rule::new("UID SEARCH", Fault::bad("Command Argument Error. 11"));
+    world.imap.script(odd_field.only("X-Microsoft"));
+    assert_eq!(session.search_message_id(&format!("<{odd_id}>")).await.unwrap(), [second, first]);
     assert_eq!(session.search_message_id("<none@x.test>").await.unwrap(), [0; 0]);
     assert_eq!(session.search_message_id("<\u{fc}@x.test>").await.unwrap(), [0; 0], "cannot be searched for");
     assert_eq!(session.search_message_id("a\r\n1 LOGOUT").await.unwrap(), [0; 0], "nor can this");

@@ -239,6 +239,9 @@ async fn a_message_that_cannot_be_fetched_blocks_nothing() {
     let good = world.deliver(JOHN, "good@x.test");
     let body = |uid: u32| format!("{uid} (UID BODY");
     let converted = Fault::no("The message could not be converted.");
+    // Asked for with others, each of them fails the whole command.
+    let together = format!("{broken}:{good} (UID BODY");
+    world.imap.script(Rule::new("UID FETCH", converted.clone()).only(&together).always());
     world.imap.script(Rule::new("UID FETCH", converted).only(&body(broken)).always());
     world.imap.script(Rule::new("UID FETCH", Fault::CutMidway).only(&body(cutting)).always());
     let watching = world.start(&[JOHN]).await;

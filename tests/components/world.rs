@@ -45,10 +45,16 @@ impl World {
 
     /// The daemon's part that watches inboxes, on the one store of this world.
     pub(super) async fn start(&self, mailboxes: &[&str]) -> Watching {
+        self.start_with(mailboxes, "poll = \"100ms\"\nidle = \"100ms\"\nnew_per_sender = 0\n").await
+    }
+
+    /// The same with other settings of `[fetch]`, which a mailbox's follow, such as `folder`.
+    pub(super) async fn start_with(&self, mailboxes: &[&str], fetch: &str) -> Watching {
+        let (fetch, inbox) = fetch.split_once("[[mailbox]]").unwrap_or((fetch, ""));
         let mut text = format!(
             "[microsoft]\nclient_id = \"{CLIENT_ID}\"\nclient_secret_file = \"client-secret\"\nauthority = \"{}\"\n\
              imap = \"{}\"\nca_file = \"{}\"\n[odoo]\nurl = \"{}\"\ndatabase = \"{DATABASE}\"\nlogin = \"{LOGIN}\"\n\
-             password_file = \"odoo-password\"\ntimeout = \"1s\"\n[fetch]\npoll = \"100ms\"\n\
+             password_file = \"odoo-password\"\ntimeout = \"1s\"\n[fetch]\n{fetch}\
              [store]\nurl = \"sqlite:relay.db\"\n",
             self.entra.authority(),
             self.imap.endpoint(),
@@ -56,7 +62,7 @@ impl World {
             self.odoo.url(),
         );
         for mailbox in mailboxes {
-            text.push_str(&format!("[[mailbox]]\naddress = \"{mailbox}\"\ninbox = true\n"));
+            text.push_str(&format!("[[mailbox]]\naddress = \"{mailbox}\"\ninbox = true\n{inbox}\n"));
         }
         let file = self.folder.path().join("relay.toml");
         std::fs::write(&file, text).unwrap();

@@ -67,18 +67,19 @@ pub(crate) fn header(raw: &[u8], name: &str) -> Option<String> {
         .map(|(_, value)| value.trim().to_owned())
 }
 
-/// Everything but the From field.
-pub(crate) fn without_from(raw: &[u8]) -> String {
+/// Everything but these fields.
+pub(crate) fn without(fields: &[&str], raw: &[u8]) -> String {
     let text = String::from_utf8_lossy(raw);
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
-    let mut in_from = false;
+    let mut left_out = false;
     let kept: Vec<&str> = head
         .split("\r\n")
         .filter(|line| {
             if !line.starts_with([' ', '\t']) {
-                in_from = line.to_ascii_lowercase().starts_with("from:");
+                let name = line.split_once(':').unwrap_or_default().0;
+                left_out = fields.iter().any(|field| field.eq_ignore_ascii_case(name));
             }
-            !in_from
+            !left_out
         })
         .collect();
     format!("{}\r\n\r\n{body}", kept.join("\r\n"))

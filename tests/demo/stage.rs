@@ -47,6 +47,7 @@ impl Stage {
         config.set_binary(&std::env::current_exe().context("where this program is")?);
         config.env(AS_RELAY, "1");
         config.text("fetch", "poll", "500ms");
+        config.text("odoo", "report_after", "500ms");
         config.mailbox(
             NOTIFICATIONS,
             &[("from_filter", "\"notifications@example.com\""), ("inbox", "true"), ("model", "\"crm.lead\"")],

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -17,6 +18,7 @@ use tokio::net::TcpStream;
 use super::entra::Entra;
 use super::imap_data::header_lines;
 use super::server::free_ports;
+use super::smtp::Hook;
 use super::tls::Tls;
 use super::wait::{SOON, eventually};
 
@@ -58,6 +60,10 @@ first_valid_uid = 1
 first_valid_gid = 1
 namespace inbox {
   inbox = yes
+  mailbox Sent {
+    auto = create
+    special_use = \\Sent
+  }
 }
 service imap-login {
   chroot =
@@ -108,6 +114,14 @@ pub struct Sunk {
     pub raw: Vec<u8>,
 }
 
+/// The mailboxes' files. Clones share them.
+#[derive(Clone)]
+struct Files {
+    root: PathBuf,
+    /// Whom they are given away to, where root starts the servers.
+    ids: Option<(u32, u32)>,
+}
+
 /// The servers, in a folder of their own. Dropping stops them, and waits until they are gone.
 pub struct Dovecot {
     dir: TempDir,
@@ -154,7 +168,7 @@ impl Dovecot {
         fs::create_dir_all(path.join("keys/default/HS256")).unwrap();
         fs::write(path.join("keys/default/HS256/default"), STANDARD.encode(entra.signing_key())).unwrap();
         for folder in ["mail", "sink"] {
-            server.make_dir(&path.join(folder));
+            server.files().make_dir(&path.join(folder));
         }
         server.up().await;
         server
@@ -216,23 +230,21 @@ impl Dovecot {
             .concat()
     }
 
-    /// Puts a new message into a folder, as a delivery does: written under `tmp`, then renamed. `INBOX`, or a folder's
-    /// name.
+    /// Puts a new message into a folder, as a delivery does. `INBOX`, or a folder's name.
     pub fn deliver(&self, mailbox: &str, folder: &str, raw: &[u8]) {
-        let maildir = self.maildir(mailbox, folder);
-        for part in ["", "cur", "new", "tmp"] {
-            self.make_dir(&maildir.join(part));
-        }
-        let name = format!("{}.{:032x}.test", jiff::Timestamp::now().as_second(), rand::random::<u128>());
-        let tmp = maildir.join("tmp").join(&name);
-        fs::write(&tmp, raw).unwrap();
-        self.give_away(&tmp);
-        fs::rename(&tmp, maildir.join("new").join(&name)).unwrap();
+        self.files().deliver(mailbox, folder, raw);
+    }
+
+    /// For [`super::smtp::Smtp::set_hook`]: every message that the scripted server takes is filed in the folder of sent
+    /// mail of its mailbox, as Exchange does.
+    pub fn sent_items(&self) -> Hook {
+        let files = self.files();
+        Arc::new(move |sent| files.deliver(&sent.mailbox, "Sent", &sent.data))
     }
 
     /// The messages of a folder, oldest name first, those nobody has looked at included.
     pub fn messages(&self, mailbox: &str, folder: &str) -> Vec<MaildirMessage> {
-        let maildir = self.maildir(mailbox, folder);
+        let maildir = self.files().maildir(mailbox, folder);
         let mut found = Vec::new();
         for part in ["new", "cur"] {
             for entry in fs::read_dir(maildir.join(part)).into_iter().flatten() {
@@ -270,8 +282,27 @@ impl Dovecot {
         .await
     }
 
+    fn files(&self) -> Files {
+        Files { root: self.dir.path().to_path_buf(), ids: self.account.ids }
+    }
+}
+
+impl Files {
+    /// Written under `tmp`, then renamed.
+    fn deliver(&self, mailbox: &str, folder: &str, raw: &[u8]) {
+        let maildir = self.maildir(mailbox, folder);
+        for part in ["", "cur", "new", "tmp"] {
+            self.make_dir(&maildir.join(part));
+        }
+        let name = format!("{}.{:032x}.test", jiff::Timestamp::now().as_second(), rand::random::<u128>());
+        let tmp = maildir.join("tmp").join(&name);
+        fs::write(&tmp, raw).unwrap();
+        self.give_away(&tmp);
+        fs::rename(&tmp, maildir.join("new").join(&name)).unwrap();
+    }
+
     fn maildir(&self, mailbox: &str, folder: &str) -> PathBuf {
-        let home = self.dir.path().join("mail").join(mailbox.to_lowercase());
+        let home = self.root.join("mail").join(mailbox.to_lowercase());
         self.make_dir(&home);
         let inbox = home.join("Maildir");
         if folder.eq_ignore_ascii_case("INBOX") { inbox } else { inbox.join(format!(".{folder}")) }
@@ -289,7 +320,7 @@ impl Dovecot {
     }
 
     fn give_away(&self, path: &Path) {
-        if let Some((user, group)) = self.account.ids {
+        if let Some((user, group)) = self.ids {
             chown(path, Some(user), Some(group)).unwrap();
         }
     }

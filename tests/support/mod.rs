@@ -27,6 +27,7 @@ mod imap_data;
 mod imap_session;
 pub mod json2;
 pub mod odoo;
+pub mod odoo_records;
 pub mod relay;
 pub mod script;
 pub mod server;

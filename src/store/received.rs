@@ -1,0 +1,199 @@
+//! The inbox ledger, many rows at a time: what became of messages, when some are due, who sent how many.
+
+use super::inbox::{InboxWrite, PushState};
+use super::writer::Write;
+use super::{Error, Store, by_hand, millis, timestamp};
+use crate::address::Address;
+use jiff::Timestamp;
+use sqlx::SqliteConnection;
+
+/// What is written down about several messages of a folder at once.
+#[derive(Debug)]
+pub(super) enum Change {
+    /// They are in this state now.
+    Settled { state: PushState, next_try_at: Timestamp, at: Timestamp },
+    /// Nobody knows whether those that wait were pushed already.
+    Doubted { at: Timestamp },
+    /// A person wants those that Odoo refuses tried again now.
+    Retried { at: Timestamp },
+}
+
+impl Change {
+    pub(super) async fn apply(
+        &self,
+        mailbox: &Address,
+        folder: &str,
+        uidvalidity: u32,
+        uids: &[u32],
+        connection: &mut SqliteConnection,
+    ) -> Result<(), sqlx::Error> {
+        let set = match self {
+            Self::Settled { .. } => "state = $5, next_try_at = $6, changed_at = $7",
+            Self::Doubted { .. } => {
+                "state = CASE state WHEN 'waiting' THEN $5 ELSE state END, \
+                 next_try_at = CASE state WHEN 'waiting' THEN $6 ELSE next_try_at END, changed_at = $7"
+            }
+            Self::Retried { .. } => {
+                // It has its patience anew; but that it was pushed before stays known.
+                "state = CASE state WHEN 'moved' THEN $5 ELSE state END, next_try_at = $6, changed_at = $7, \
+                 tries = min(tries, 1)"
+            }
+        };
+        let (state, next_try_at, at) = match self {
+            Self::Settled { state, next_try_at, at } => (*state, *next_try_at, *at),
+            Self::Doubted { at } => (PushState::Pushing, *at, *at),
+            Self::Retried { at } => (PushState::Returning, *at, *at),
+        };
+        let only =
+            if matches!(self, Self::Retried { .. }) { "state IN ('refused', 'moved')" } else { "true" };
+        let sql = format!(
+            "UPDATE received SET {set} WHERE mailbox = $1 AND folder = $2 AND uidvalidity = $3 \
+             AND uid IN (SELECT value FROM json_each($4)) AND {only}"
+        );
+        let uids = serde_json::to_string(uids).map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
+        let done = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(mailbox.as_str())
+            .bind(folder)
+            .bind(i64::from(uidvalidity))
+            .bind(uids)
+            .bind(state.as_str())
+            .bind(millis(next_try_at))
+            .bind(millis(at))
+            .execute(&mut *connection)
+            .await?;
+        if matches!(self, Self::Retried { .. }) {
+            if done.rows_affected() == 0 {
+                return Err(sqlx::Error::RowNotFound);
+            }
+            by_hand::count(connection).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Store {
+    /// Writes down the same of several messages of a folder; `next_try_at` matters for those that are not done with.
+    ///
+    /// # Errors
+    /// The disk's.
+    #[expect(clippy::too_many_arguments, reason = "ledger rows are their key and their new values")]
+    pub async fn settle_received(
+        &self,
+        mailbox: &Address,
+        folder: &str,
+        uidvalidity: u32,
+        uids: Vec<u32>,
+        state: PushState,
+        next_try_at: Timestamp,
+        at: Timestamp,
+    ) -> Result<(), Error> {
+        let change = Change::Settled { state, next_try_at, at };
+        self.change(mailbox, folder, uidvalidity, uids, change).await
+    }
+
+    /// Takes those of the messages that wait for such whose push nobody knows the outcome of: so Odoo is asked first.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub async fn doubt_received(
+        &self,
+        mailbox: &Address,
+        folder: &str,
+        uidvalidity: u32,
+        uids: Vec<u32>,
+        at: Timestamp,
+    ) -> Result<(), Error> {
+        self.change(mailbox, folder, uidvalidity, uids, Change::Doubted { at }).await
+    }
+
+    pub(super) async fn change(
+        &self,
+        mailbox: &Address,
+        folder: &str,
+        uidvalidity: u32,
+        uids: Vec<u32>,
+        change: Change,
+    ) -> Result<(), Error> {
+        let (mailbox, folder) = (mailbox.clone(), folder.to_owned());
+        self.write(Write::Inbox(InboxWrite::Some { mailbox, folder, uidvalidity, uids, change })).await
+    }
+
+    /// When the next of a folder's messages is to be brought to Odoo; `None`: none is open.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub async fn next_push_at(
+        &self,
+        mailbox: &Address,
+        folder: &str,
+        uidvalidity: u32,
+    ) -> Result<Option<Timestamp>, Error> {
+        sqlx::query_scalar::<_, Option<i64>>(
+            "SELECT min(next_try_at) FROM received WHERE mailbox = $1 AND folder = $2 AND uidvalidity = $3 \
+             AND state <> 'done' AND state <> 'gone' AND state IN ('waiting', 'pushing', 'pushed', 'refused')",
+        )
+        .bind(mailbox.as_str())
+        .bind(folder)
+        .bind(i64::from(uidvalidity))
+        .fetch_one(&self.readers)
+        .await
+        .map(|at| at.map(timestamp))
+        .map_err(|source| Error::Read { operation: "received messages", source })
+    }
+
+    /// The lowest UID of a folder that waits and was never pushed; `None`: there is none.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub async fn lowest_waiting(
+        &self,
+        mailbox: &Address,
+        folder: &str,
+        uidvalidity: u32,
+    ) -> Result<Option<u32>, Error> {
+        let lowest: Option<i64> = sqlx::query_scalar(
+            "SELECT min(uid) FROM received WHERE mailbox = $1 AND folder = $2 AND uidvalidity = $3 \
+             AND state <> 'done' AND state <> 'gone' AND state = 'waiting'",
+        )
+        .bind(mailbox.as_str())
+        .bind(folder)
+        .bind(i64::from(uidvalidity))
+        .fetch_one(&self.readers)
+        .await
+        .map_err(|source| Error::Read { operation: "received messages", source })?;
+        lowest.map(super::inbox::narrow).transpose()
+    }
+
+    /// Since when a mailbox's mail may be missing from the ledger if UIDs no longer tell: when it was last looked
+    /// through, or when the oldest message was found that is still to be pushed. `None`: it was never looked through.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub async fn sure_until(&self, mailbox: &Address) -> Result<Option<Timestamp>, Error> {
+        let (looked, open): (Option<i64>, Option<i64>) = sqlx::query_as(
+            "SELECT (SELECT max(looked_at) FROM inbox WHERE mailbox = $1), (SELECT min(found_at) FROM received \
+             WHERE mailbox = $1 AND state <> 'done' AND state <> 'gone' AND state IN ('waiting', 'pushing', 'refused'))",
+        )
+        .bind(mailbox.as_str())
+        .fetch_one(&self.readers)
+        .await
+        .map_err(|source| Error::Read { operation: "when an inbox was looked through", source })?;
+        Ok(looked.map(|looked| timestamp(open.map_or(looked, |open| open.min(looked)))))
+    }
+
+    /// When messages of this sender, any mailbox's, were pushed that may have begun a record, `since` then, oldest first.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub async fn pushed_of(&self, sender: &str, since: Timestamp) -> Result<Vec<Timestamp>, Error> {
+        let times: Vec<i64> = sqlx::query_scalar(
+            "SELECT pushed_at FROM received WHERE sender = $1 AND pushed_at > $2 ORDER BY pushed_at",
+        )
+        .bind(sender)
+        .bind(millis(since))
+        .fetch_all(&self.readers)
+        .await
+        .map_err(|source| Error::Read { operation: "what a sender sent", source })?;
+        Ok(times.into_iter().map(timestamp).collect())
+    }
+}

@@ -1,0 +1,147 @@
+//! Messages whose outcome is unknown: the service may have taken them, and nobody heard.
+
+use super::message::{Due, Recipient, RecipientState, Settlement};
+use super::queue::{QueueWrite, due, encode, settle};
+use super::writer::Write;
+use super::{Error, QueueId, Store, millis};
+use crate::address::Address;
+use jiff::Timestamp;
+use sqlx::SqliteConnection;
+
+/// The message as it was read: whoever decided on that must not overrule what happened to it since.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Seen {
+    attempts: u32,
+    tried_since: Timestamp,
+    unknown: bool,
+}
+
+impl Store {
+    /// Writes down, before DATA, to whom the attempt under way hands its message over, where that is not everybody who
+    /// waits: those are [`RecipientState::Unknown`] from here on, should the relay stop in the middle.
+    ///
+    /// # Errors
+    /// The disk's; then the message must not be handed over.
+    pub async fn hand_over(&self, id: QueueId, recipients: Vec<Recipient>) -> Result<(), Error> {
+        self.write(Write::Queue(QueueWrite::HandOver { id, recipients })).await
+    }
+
+    /// Writes down what becomes, without another attempt, of a message that waits: what is known now where its outcome
+    /// was unknown, or that it is given up. Returns whether that was written: one that a person cancelled or had tried
+    /// anew since `due` was read stays as it is.
+    ///
+    /// # Errors
+    /// The disk's; then nothing has changed.
+    pub async fn resolve(&self, due: &Due, settlement: Settlement) -> Result<bool, Error> {
+        let Due { attempts, tried_since, unknown_since, .. } = due;
+        let seen = Seen { attempts: *attempts, tried_since: *tried_since, unknown: unknown_since.is_some() };
+        match self.write(Write::Queue(QueueWrite::Resolve(Box::new(settlement), seen))).await {
+            Ok(()) => Ok(true),
+            Err(Error::Write { source: sqlx::Error::RowNotFound, .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// At the start: attempts that a crash cut short have an unknown outcome, and their messages are due at once, to be
+    /// looked for.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub async fn recover(&self, now: Timestamp) -> Result<(), Error> {
+        self.write(Write::Queue(QueueWrite::Recover(now))).await
+    }
+
+    /// The messages of a mailbox whose outcome is unknown and that are to be looked for now, longest due first.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub async fn unknown(&self, mailbox: &Address, now: Timestamp, limit: u32) -> Result<Vec<Due>, Error> {
+        let rows = sqlx::query(due!(
+            "WHERE state = 'waiting' AND mailbox = $1 AND next_attempt_at <= $2 AND unknown_since IS NOT NULL \
+             ORDER BY next_attempt_at, id LIMIT $3"
+        ))
+        .bind(mailbox.as_str())
+        .bind(millis(now))
+        .bind(limit)
+        .fetch_all(&self.readers)
+        .await
+        .map_err(|source| Error::Read { operation: "messages with an unknown outcome", source })?;
+        self.readable(&rows).await
+    }
+}
+
+pub(super) async fn hand_over(
+    id: QueueId,
+    recipients: &[Recipient],
+    connection: &mut SqliteConnection,
+) -> Result<(), sqlx::Error> {
+    sqlx::query("UPDATE message SET recipients = $2 WHERE id = $1 AND state = 'sending'")
+        .bind(id.0)
+        .bind(encode(recipients)?)
+        .execute(connection)
+        .await
+        .map(drop)
+}
+
+pub(super) async fn resolve(
+    settlement: &Settlement,
+    seen: Seen,
+    connection: &mut SqliteConnection,
+) -> Result<(), sqlx::Error> {
+    let still: Option<i64> = sqlx::query_scalar(
+        "SELECT id FROM message WHERE id = $1 AND state = 'waiting' AND (unknown_since IS NOT NULL) = $2 \
+         AND attempts = $3 AND coalesce(tried_since, received_at) = $4",
+    )
+    .bind(settlement.id.0)
+    .bind(seen.unknown)
+    .bind(i64::from(seen.attempts))
+    .bind(millis(seen.tried_since))
+    .fetch_optional(&mut *connection)
+    .await?;
+    match still {
+        Some(_) => settle(settlement, connection).await,
+        None => Err(sqlx::Error::RowNotFound),
+    }
+}
+
+pub(super) async fn recover(now: Timestamp, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+    sqlx::query(
+        "UPDATE attempt SET ended_at = $1, outcome = 'unknown', reply = 'the relay stopped in the middle of it' \
+         WHERE ended_at IS NULL AND message IN (SELECT id FROM message WHERE state = 'sending')",
+    )
+    .bind(millis(now))
+    .execute(&mut *connection)
+    .await?;
+    let interrupted: Vec<(i64, String)> =
+        sqlx::query_as("SELECT id, recipients FROM message WHERE state = 'sending'")
+            .fetch_all(&mut *connection)
+            .await?;
+    for (id, recipients) in interrupted {
+        // Of a damaged row nothing is known: it is found, and set aside, when it is due.
+        let recipients = match serde_json::from_str::<Vec<Recipient>>(&recipients) {
+            Ok(read) => encode(&interrupt(read))?,
+            Err(_) => recipients,
+        };
+        sqlx::query(
+            "UPDATE message SET state = 'waiting', next_attempt_at = $2, changed_at = $2, unknown_since = $2, \
+             recipients = $3 WHERE id = $1",
+        )
+        .bind(id)
+        .bind(millis(now))
+        .bind(recipients)
+        .execute(&mut *connection)
+        .await?;
+    }
+    Ok(())
+}
+
+/// Whom an interrupted attempt may have reached: those who were written down as handed over, where only some could be
+/// ([`RecipientState::Unknown`]); else all who waited.
+fn interrupt(mut recipients: Vec<Recipient>) -> Vec<Recipient> {
+    if !recipients.iter().any(|recipient| recipient.state == RecipientState::Unknown) {
+        for recipient in recipients.iter_mut().filter(|r| r.state == RecipientState::Waiting) {
+            recipient.state = RecipientState::Unknown;
+        }
+    }
+    recipients
+}

@@ -1,0 +1,183 @@
+//! What waits, on a real SQLite file: unknown outcomes, old mail, a clock that was set back.
+
+use super::tests::{at, john, message, open};
+use super::*;
+use crate::failure::Class;
+use crate::routing::Rule;
+
+#[tokio::test]
+async fn an_interrupted_attempt_may_have_reached_those_who_were_handed_over() {
+    let opened = open().await;
+    let new = message(&opened.store, &["a@x.test", "b@x.test"]);
+    let id = new.id;
+    opened.store.accept(new).await.unwrap();
+    opened.store.book(id, 2, at(1)).await.unwrap();
+    opened.store.recover(at(5)).await.unwrap();
+    let due = opened.store.unknown(&john(), at(5), 10).await.unwrap();
+    assert_eq!(due[0].unknown_since, Some(at(5)));
+    assert!(due[0].recipients.iter().all(|recipient| recipient.state == RecipientState::Unknown));
+
+    let new = message(&opened.store, &["a@x.test", "b@x.test"]);
+    let second = new.id;
+    opened.store.accept(new).await.unwrap();
+    opened.store.book(second, 2, at(1)).await.unwrap();
+    let mut handed_over = due[0].recipients.clone();
+    handed_over[1].state = RecipientState::Waiting;
+    opened.store.hand_over(second, handed_over.clone()).await.unwrap();
+    opened.store.recover(at(6)).await.unwrap();
+    let due = opened.store.unknown(&john(), at(6), 10).await.unwrap();
+    assert_eq!((due[1].id, &due[1].recipients), (second, &handed_over));
+}
+
+#[tokio::test]
+async fn an_unknown_outcome_keeps_its_age_until_it_is_resolved_or_a_person_steps_in() {
+    let opened = open().await;
+    let store = &opened.store;
+    let new = message(store, &["a@x.test"]);
+    let id = new.id;
+    store.accept(new).await.unwrap();
+    store.book(id, 1, at(1)).await.unwrap();
+    let settlement = |next, state, second| Settlement {
+        id,
+        at: at(second),
+        recipients: vec![Recipient { state, ..Recipient::waiting("a@x.test") }],
+        class: None,
+        code: String::new(),
+        reply: String::new(),
+        next,
+        paced: true,
+        report: None,
+    };
+    let again = |second, unknown| Next::Again { at: at(second), unknown };
+    store.settle(settlement(again(2, true), RecipientState::Unknown, 2)).await.unwrap();
+    let due = store.unknown(&john(), at(2), 10).await.unwrap().remove(0);
+    assert!(store.resolve(&due, settlement(again(10, true), RecipientState::Unknown, 5)).await.unwrap());
+    assert!(store.unknown(&john(), at(9), 10).await.unwrap().is_empty());
+    assert_eq!(store.unknown(&john(), at(10), 10).await.unwrap()[0].unknown_since, Some(at(2)));
+    assert!(store.accepted_by(&john(), at(10), 10).await.unwrap().is_empty(), "not given up unseen");
+    assert!(store.reroutable(&john(), None, 10).await.unwrap().is_empty(), "nor rerouted");
+    assert_eq!(store.totals().await.unwrap()[0].1.recipients, 1);
+
+    assert!(store.resolve(&due, settlement(Next::Held, RecipientState::Unknown, 11)).await.unwrap());
+    assert!(store.unknown(&john(), at(99), 10).await.unwrap().is_empty());
+    let totals = store.totals().await.unwrap()[0].1;
+    assert_eq!((totals.waiting, totals.held, totals.recipients), (1, 1, 0));
+    assert!(!store.resolve(&due, settlement(Next::Done, RecipientState::Sent, 12)).await.unwrap());
+    assert_eq!(store.queued(None, 10).await.unwrap()[0].state, QueuedState::Held, "a person decides now");
+}
+
+#[tokio::test]
+async fn what_waits_for_long_is_found_by_its_arrival() {
+    let opened = open().await;
+    let store = &opened.store;
+    let mut ids = Vec::new();
+    for second in [0, 10, 20] {
+        let new = NewMessage { id: store.next_id(at(second)), ..message(store, &["a@x.test"]) };
+        ids.push(new.id);
+        store.accept(new).await.unwrap();
+    }
+    let since = async |after, until, limit| {
+        let found = store.waiting_since(&john(), at(after), at(until), limit).await.unwrap();
+        found.into_iter().map(|(id, _)| id).collect::<Vec<_>>()
+    };
+    assert_eq!(since(-1, 10, 9).await, ids[..2]);
+    assert_eq!(since(0, 99, 9).await, ids[1..]);
+    assert_eq!(since(-1, 99, 1).await, ids[..1]);
+    let found = store.reroutable(&john(), Some(ids[0]), 9).await.unwrap();
+    assert_eq!(found.iter().map(|message| message.id).collect::<Vec<_>>(), ids[1..]);
+    assert_eq!(found[0].from.as_deref(), Some("John <john@example.com>"));
+    store.book(ids[1], 1, at(30)).await.unwrap();
+    store
+        .reroute(ids[1], Address::normalise("jane@example.com").unwrap(), Rule::First, None, false)
+        .await
+        .unwrap();
+    assert_eq!(store.queued(None, 9).await.unwrap()[1].mailbox, john(), "not while it is being sent");
+}
+
+#[tokio::test]
+async fn nothing_waits_for_a_time_that_a_clock_showed_before_it_was_set_back() {
+    let opened = open().await;
+    let day = 86_400;
+    for moment in [at(0), at(day)] {
+        let new = NewMessage { received_at: moment, ..message(&opened.store, &["a@x.test"]) };
+        let id = new.id;
+        opened.store.accept(new).await.unwrap();
+        opened.store.book(id, 1, moment).await.unwrap();
+    }
+    opened.store.recover(at(day)).await.unwrap();
+    assert_eq!(opened.store.unknown(&john(), at(5), 10).await.unwrap().len(), 0);
+    opened.store.forget_future(at(5)).await.unwrap();
+    let due = opened.store.unknown(&john(), at(5), 10).await.unwrap();
+    assert_eq!(due.len(), 2);
+    assert!(due.iter().all(|due| due.unknown_since == Some(at(5)) && due.tried_since <= at(5)), "{due:?}");
+    assert_eq!(opened.store.pace(&john(), at(-day)).await.unwrap().len(), 1);
+}
+
+fn jane() -> Address {
+    Address::normalise("jane@example.com").unwrap()
+}
+
+#[tokio::test]
+async fn what_another_mailbox_may_have_sent_is_not_looked_for_among_what_this_one_did() {
+    for hold in [false, true] {
+        let opened = open().await;
+        let store = &opened.store;
+        let new = message(store, &["a@x.test"]);
+        let id = new.id;
+        store.accept(new).await.unwrap();
+        store.book(id, 1, at(1)).await.unwrap();
+        store.recover(at(2)).await.unwrap();
+        let strays = store.strays(&[jane()]).await.unwrap();
+        assert!(strays[0].unknown && strays[0].mailbox == "john@example.com", "{strays:?}");
+        store.reroute(id, jane(), Rule::First, None, hold).await.unwrap();
+        assert!(store.unknown(&jane(), at(99), 10).await.unwrap().is_empty());
+        let queued = store.queued_one(id).await.unwrap().unwrap();
+        assert_eq!(queued.state, if hold { QueuedState::Held } else { QueuedState::Waiting });
+        assert_eq!(queued.recipients[0].state, RecipientState::Unknown, "it may have been sent");
+        assert_eq!(store.due(&jane(), at(99), 10).await.unwrap().len(), usize::from(!hold));
+    }
+}
+
+#[tokio::test]
+async fn what_was_given_up_has_a_mailbox_that_can_try_it_again() {
+    let opened = open().await;
+    let id = super::report_tests::failed(&opened.store, &["a@x.test"]).await;
+    assert_eq!(opened.store.strays(&[jane()]).await.unwrap()[0].id, id);
+    opened.store.reroute(id, jane(), Rule::First, None, false).await.unwrap();
+    assert!(opened.store.retry(id, at(20)).await.unwrap());
+    assert_eq!(opened.store.due(&jane(), at(20), 10).await.unwrap()[0].id, id);
+}
+
+#[tokio::test]
+async fn who_gives_a_message_up_does_not_overrule_a_person_who_was_faster() {
+    let opened = open().await;
+    let store = &opened.store;
+    let new = message(store, &["a@x.test"]);
+    let id = new.id;
+    store.accept(new).await.unwrap();
+    let report = |about: &'static str| NewReport {
+        message_id: None,
+        reports: vec![("a@x.test".to_owned(), about.into())],
+        due_at: at(0),
+    };
+    let given_up = || Settlement {
+        id,
+        at: at(9),
+        recipients: vec![Recipient { state: RecipientState::Failed, ..Recipient::waiting("a@x.test") }],
+        class: Some(Class::Administrator),
+        code: String::new(),
+        reply: String::new(),
+        next: Next::Failed,
+        paced: true,
+        report: Some(report("given up")),
+    };
+    let due = async || store.accepted_by(&john(), at(9), 10).await.unwrap().remove(0);
+    let before = due().await;
+    assert!(store.retry(id, at(8)).await.unwrap());
+    assert!(!store.resolve(&before, given_up()).await.unwrap(), "it is tried anew");
+    let before = due().await;
+    let queued = store.queued_one(id).await.unwrap().unwrap();
+    assert!(store.cancel(&queued, Some(report("cancelled")), at(9)).await.unwrap());
+    assert!(!store.resolve(&before, given_up()).await.unwrap(), "it is gone");
+    assert_eq!(store.report_totals().await.unwrap().waiting, 1, "and Odoo hears of that once");
+}
