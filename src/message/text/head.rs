@@ -12,8 +12,10 @@ const LONGEST_WORD: usize = 1000;
 pub(super) struct Head<'a> {
     /// Its lines.
     pub(super) fields: &'a [u8],
-    /// A last line "From …", which Python takes for the body's first, and the blank line behind it for nothing.
+    /// Lines "From …" at its end. Python takes the last for the body's first, and the blank line behind it for nothing.
     pub(super) displaced: &'a [u8],
+    /// The last of them.
+    pub(super) begins: &'a [u8],
     /// The blank line behind it, if there is one.
     pub(super) separator: &'a [u8],
     content_type: Option<String>,
@@ -58,7 +60,7 @@ impl<'a> Head<'a> {
         let mut field = Field::Other;
         let mut content_type: Option<Vec<u8>> = None;
         let mut encoding: Option<(Range<usize>, Vec<u8>)> = None;
-        let mut last_from = None;
+        let mut froms: Option<Range<usize>> = None;
         while let Some(line) = lines.peek() {
             let from = lines.at - start;
             let to = from + line.len();
@@ -71,10 +73,13 @@ impl<'a> Head<'a> {
                     }
                     _ => {}
                 }
-                last_from = None;
+                froms = None;
             } else if line.starts_with(b"From ") {
                 field = Field::Other;
-                last_from = (from > 0).then_some(lines.at);
+                // The first line of all may be one.
+                if from > 0 {
+                    froms = Some(froms.map_or(lines.at, |froms| froms.start)..lines.at);
+                }
             } else if let Some((name, value)) = split(line) {
                 // The first of several counts.
                 field = if name.eq_ignore_ascii_case(b"Content-Type") && content_type.is_none() {
@@ -86,20 +91,21 @@ impl<'a> Head<'a> {
                 } else {
                     Field::Other
                 };
-                last_from = None;
+                froms = None;
             } else {
                 break;
             }
             lines.at += line.len();
         }
-        let end = last_from.unwrap_or(lines.at);
         let at = lines.at;
+        let froms = froms.unwrap_or(at..at);
         let separator = lines.peek().filter(|line| is_line_end(line)).unwrap_or_default();
         lines.at += separator.len();
         let piece = |range: Range<usize>| lines.raw.get(range).unwrap_or_default();
         Self {
-            fields: piece(start..end),
-            displaced: piece(end..at),
+            fields: piece(start..froms.start),
+            displaced: piece(froms.start..at),
+            begins: piece(froms.end..at),
             separator,
             content_type: content_type.map(|value| unfolded(&value)),
             encoding: encoding.map(|(range, value)| (range, unfolded(&value).to_ascii_lowercase())),

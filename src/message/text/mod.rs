@@ -169,10 +169,10 @@ impl<'a> Walk<'a> {
             self.copy(body);
             return self.copy(line_end);
         }
-        let whole: Cow<'_, [u8]> = if head.displaced.is_empty() {
+        let whole: Cow<'_, [u8]> = if head.begins.is_empty() {
             Cow::Borrowed(body)
         } else {
-            Cow::Owned([head.displaced, body].concat())
+            Cow::Owned([head.begins, body].concat())
         };
         let separator = if head.separator.is_empty() { b"\r\n" } else { head.separator };
         match transfer::decoded(head.encoding(), &whole) {
