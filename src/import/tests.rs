@@ -91,7 +91,9 @@ fn both_records_of_a_mailbox_become_one() {
     let seen: Vec<_> = config
         .mailboxes
         .iter()
-        .map(|m| (m.address.as_str(), m.from_filter.as_deref(), m.sequence, m.inbox, m.model.as_deref()))
+        .map(|m| {
+            (m.address.as_str(), m.from_filter.as_deref(), m.sequence, m.inbox, m.intake.model.as_deref())
+        })
         .collect();
     assert_eq!(
         seen,
