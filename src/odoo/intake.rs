@@ -5,7 +5,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// The parameters of `message_process` besides the message; the default is Odoo's own.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Intake {
     /// The model that takes mail which no alias matches.
     pub model: Option<String>,
