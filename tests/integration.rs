@@ -16,6 +16,7 @@ mod disk;
 mod doctor;
 mod faults;
 mod import;
+mod inbox_folder;
 mod inbox_once;
 mod incoming;
 mod matrix;
