@@ -17,6 +17,7 @@ mod doctor;
 mod faults;
 mod import;
 mod inbox_folder;
+mod inbox_large;
 mod inbox_once;
 mod incoming;
 mod matrix;

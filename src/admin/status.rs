@@ -159,6 +159,9 @@ pub struct InboxStatus {
     pub refused: u64,
     /// Messages that Odoo took.
     pub pushed: u64,
+    /// Those of them that report a failed delivery (non-delivery reports).
+    #[serde(default)]
+    pub bounces: u64,
 }
 
 /// Where the status comes from.
@@ -244,6 +247,7 @@ impl Sources {
             waiting: line.map_or(0, |line| line.waiting),
             refused: line.map_or(0, |line| line.refused),
             pushed: line.map_or(0, |line| line.pushed),
+            bounces: line.map_or(0, |line| line.bounces),
         });
         let queue = totals.get(&config.address).copied().unwrap_or_default();
         let sending = self.sending.get(&config.address).map(|status| status.borrow().clone());

@@ -7,11 +7,12 @@
 use super::incoming::{self, Incoming};
 use super::line::Stop;
 use super::plan;
+use super::room::Held;
 use crate::clock;
 use crate::failure::{Class, Failure, one_line};
 use crate::mailbox::Mailbox;
-use crate::odoo::{Gateway, Room, Taken};
-use crate::store::{PushState, Received, Store};
+use crate::odoo::{Gateway, Taken};
+use crate::store::{Note, PushState, Received, Store};
 use jiff::Timestamp;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,7 +38,7 @@ pub(super) struct Desk {
 pub(super) struct Ready {
     pub(super) uidvalidity: u32,
     pub(super) messages: Vec<(Received, Vec<u8>)>,
-    pub(super) room: Room,
+    pub(super) room: Held,
 }
 
 impl Desk {
@@ -78,7 +79,7 @@ impl Desk {
         row.sender.clone_from(&incoming.sender);
         tracing::debug!(mailbox = %address, uid = row.uid, message_id = %one_line(&incoming.message_id), size, "fetched");
         match self.is_there(&row, &incoming).await {
-            Ok(true) => self.done_with(uidvalidity, &row, "known", None, size).await.map(|()| true),
+            Ok(true) => self.done_with(uidvalidity, &row, "known", None, false, size).await.map(|()| true),
             Ok(false) => {
                 if let Some(until) = self.too_soon(&row).await? {
                     self.postpone(uidvalidity, &row, until).await?;
@@ -149,7 +150,7 @@ impl Desk {
         let failure = match gateway.push(&incoming.raw, intake, &incoming.message_id).await {
             Ok(taken) => {
                 return self
-                    .done_with(uidvalidity, row, taken.as_str(), Some(taken), size)
+                    .done_with(uidvalidity, row, taken.as_str(), Some(taken), incoming.bounce, size)
                     .await
                     .map(|()| true);
             }
@@ -178,17 +179,20 @@ impl Desk {
         row: &Received,
         answer: &'static str,
         taken: Option<Taken>,
+        bounce: bool,
         size: u64,
     ) -> Result<(), Stop> {
         let thread_id = taken.and_then(Taken::thread_id);
         let noted = thread_id.map_or_else(|| answer.to_owned(), |id| format!("{answer}: {id}"));
-        self.write(uidvalidity, row, PushState::Pushed, Some(noted), Duration::ZERO).await?;
+        let note = Note { answer: Some(noted), bounce, ..Note::default() };
+        self.write_note(uidvalidity, row, PushState::Pushed, note, Duration::ZERO).await?;
         tracing::info!(
             mailbox = %self.mailbox.address(),
             uid = row.uid,
             message_id = row.message_id.as_deref().map(one_line),
             answer,
             thread_id,
+            bounce,
             size,
             "pushed"
         );
@@ -236,8 +240,20 @@ impl Desk {
         answer: Option<String>,
         wait: Duration,
     ) -> Result<(), Stop> {
+        let note = Note { answer, ..Note::default() };
+        self.write_note(uidvalidity, row, state, note, wait).await
+    }
+
+    async fn write_note(
+        &self,
+        uidvalidity: u32,
+        row: &Received,
+        state: PushState,
+        note: Note,
+        wait: Duration,
+    ) -> Result<(), Stop> {
         let (mailbox, now) = (&self.mailbox, clock::now());
-        let note = (row.message_id.clone(), answer, row.sender.clone());
+        let note = Note { message_id: row.message_id.clone(), sender: row.sender.clone(), ..note };
         let (folder, until) = (&mailbox.config.folder, clock::after(now, wait));
         let written =
             self.store.note_push_of(mailbox.address(), folder, uidvalidity, row.uid, state, note, until, now);

@@ -19,6 +19,8 @@ pub(super) struct Incoming {
     /// Who sent it, if it may begin a record in Odoo, which it does not as a reply to another message, or as a report on
     /// one: Odoo counts those against loops.
     pub(super) sender: Option<String>,
+    /// Whether it reports a failed delivery.
+    pub(super) bounce: bool,
 }
 
 /// The fields that a reply has (RFC 5322 section 3.6.4).
@@ -35,7 +37,8 @@ const LONGEST_SENDER: usize = 320;
 /// One that does not name the mailbox as a recipient (a blind copy) would have no route: `Delivered-To` says where it
 /// was found.
 pub(super) fn prepare(raw: Vec<u8>, mailbox: &Address, booked: Option<&str>) -> Incoming {
-    let found = HeaderView::parse(&raw).message_id();
+    let header = HeaderView::parse(&raw);
+    let (found, bounce) = (header.message_id(), header.is_bounce());
     let sender = sender(&raw);
     let message_id =
         found.clone().or_else(|| booked.map(str::to_owned)).unwrap_or_else(|| derived_id(&raw, mailbox));
@@ -51,11 +54,11 @@ pub(super) fn prepare(raw: Vec<u8>, mailbox: &Address, booked: Option<&str>) -> 
         fields.push_str("\r\n");
     }
     if fields.is_empty() {
-        return Incoming { raw, message_id, sender };
+        return Incoming { raw, message_id, sender, bounce };
     }
     let mut with_fields = fields.into_bytes();
     with_fields.extend_from_slice(&raw);
-    Incoming { raw: with_fields, message_id, sender }
+    Incoming { raw: with_fields, message_id, sender, bounce }
 }
 
 fn derived_id(raw: &[u8], mailbox: &Address) -> String {

@@ -9,7 +9,7 @@ mod version;
 pub mod xmlrpc;
 
 pub use answers::Taken;
-pub use gateway::{Gateway, Room};
+pub use gateway::Gateway;
 pub use intake::{Intake, Scalar};
 pub use version::{Suits, Version};
 

@@ -3,6 +3,7 @@
 //! A message is entered, in the same transaction that moves the mark past it, before it is pushed; so neither a crash
 //! nor a refusal can make the relay forget it, and a message that is done is never pushed again.
 
+use super::prune::Prune;
 use super::queue::address;
 use super::received::Change;
 use super::writer::Write;
@@ -97,6 +98,21 @@ pub struct InboxLine {
     pub refused: u64,
     /// Messages that Odoo took.
     pub pushed: u64,
+    /// Those of them that report a failed delivery.
+    pub bounces: u64,
+}
+
+/// What a push has brought to light about a message; what is unknown stays as it was.
+#[derive(Clone, Debug, Default)]
+pub struct Note {
+    /// Its Message-Id.
+    pub message_id: Option<String>,
+    /// What Odoo answered.
+    pub answer: Option<String>,
+    /// Who sent it, where it may begin a record in Odoo.
+    pub sender: Option<String>,
+    /// Whether it reports a failed delivery, and Odoo took it just now: such are counted.
+    pub bounce: bool,
 }
 
 #[derive(Debug)]
@@ -104,15 +120,14 @@ pub(super) enum InboxWrite {
     Found { mailbox: Address, folder: String, mark: Mark, uids: Vec<u32>, at: Timestamp },
     Push { mailbox: Address, folder: String, uidvalidity: u32, uid: u32, update: Update },
     Some { mailbox: Address, folder: String, uidvalidity: u32, uids: Vec<u32>, change: Change },
+    Prune(Prune),
 }
 
 /// How a ledger row changes.
 #[derive(Debug)]
 pub(super) struct Update {
     state: PushState,
-    message_id: Option<String>,
-    answer: Option<String>,
-    sender: Option<String>,
+    note: Note,
     next_try_at: Timestamp,
     at: Timestamp,
 }
@@ -123,6 +138,7 @@ impl InboxWrite {
             Self::Found { .. } => "enter received messages",
             Self::Push { .. } => "write down a push",
             Self::Some { .. } => "write down what became of received messages",
+            Self::Prune(_) => "remove old rows of received messages",
         }
     }
 }
@@ -219,11 +235,11 @@ impl Store {
         next_try_at: Timestamp,
         at: Timestamp,
     ) -> Result<(), Error> {
-        let note = (message_id, answer, None);
+        let note = Note { message_id, answer, ..Note::default() };
         self.note_push_of(mailbox, folder, uidvalidity, uid, state, note, next_try_at, at).await
     }
 
-    /// As [`Store::note_push`], with the message's Message-Id, Odoo's answer and its sender together.
+    /// As [`Store::note_push`], with all that is to be noted.
     ///
     /// # Errors
     /// The disk's.
@@ -235,12 +251,12 @@ impl Store {
         uidvalidity: u32,
         uid: u32,
         state: PushState,
-        (message_id, answer, sender): (Option<String>, Option<String>, Option<String>),
+        note: Note,
         next_try_at: Timestamp,
         at: Timestamp,
     ) -> Result<(), Error> {
         let (mailbox, folder) = (mailbox.clone(), folder.to_owned());
-        let update = Update { state, message_id, answer, sender, next_try_at, at };
+        let update = Update { state, note, next_try_at, at };
         self.write(Write::Inbox(InboxWrite::Push { mailbox, folder, uidvalidity, uid, update })).await
     }
 
@@ -265,19 +281,19 @@ impl Store {
     /// # Errors
     /// The disk's, and rows that make no sense.
     pub async fn inboxes(&self) -> Result<Vec<InboxLine>, Error> {
-        let rows: Vec<(String, String, i64, i64, i64, i64)> = sqlx::query_as(
+        let rows: Vec<(String, String, i64, i64, i64, i64, i64)> = sqlx::query_as(
             "SELECT i.mailbox, i.folder, i.looked_at, \
              count(*) FILTER (WHERE r.state IN ('waiting', 'pushing')), \
              count(*) FILTER (WHERE r.state IN ('refused', 'moved', 'returning')), \
-             count(*) FILTER (WHERE r.state IN ('pushed', 'done')) \
+             i.pruned + count(*) FILTER (WHERE r.state IN ('pushed', 'done')), i.bounces \
              FROM inbox i LEFT JOIN received r ON r.mailbox = i.mailbox AND r.folder = i.folder \
-             GROUP BY i.mailbox, i.folder, i.looked_at ORDER BY i.mailbox, i.folder",
+             GROUP BY i.mailbox, i.folder, i.looked_at, i.pruned, i.bounces ORDER BY i.mailbox, i.folder",
         )
         .fetch_all(&self.readers)
         .await
         .map_err(|source| Error::Read { operation: "the inboxes", source })?;
         rows.into_iter()
-            .map(|(mailbox, folder, looked_at, waiting, refused, pushed)| {
+            .map(|(mailbox, folder, looked_at, waiting, refused, pushed, bounces)| {
                 Ok(InboxLine {
                     mailbox: address(&mailbox)?,
                     folder,
@@ -285,6 +301,7 @@ impl Store {
                     waiting: waiting.unsigned_abs(),
                     refused: refused.unsigned_abs(),
                     pushed: pushed.unsigned_abs(),
+                    bounces: bounces.unsigned_abs(),
                 })
             })
             .collect()
@@ -348,15 +365,23 @@ pub(super) async fn apply(write: &InboxWrite, connection: &mut SqliteConnection)
             .bind(i64::from(*uid))
             .bind(update.state.as_str())
             .bind(tried)
-            .bind(&update.message_id)
-            .bind(&update.answer)
+            .bind(&update.note.message_id)
+            .bind(&update.note.answer)
             .bind(millis(update.next_try_at))
             .bind(millis(update.at))
-            .bind(&update.sender)
-            .execute(connection)
-            .await
-            .map(drop)
+            .bind(&update.note.sender)
+            .execute(&mut *connection)
+            .await?;
+            if update.note.bounce {
+                sqlx::query("UPDATE inbox SET bounces = bounces + 1 WHERE mailbox = $1 AND folder = $2")
+                    .bind(mailbox.as_str())
+                    .bind(folder)
+                    .execute(connection)
+                    .await?;
+            }
+            Ok(())
         }
+        InboxWrite::Prune(prune) => prune.apply(connection).await,
         InboxWrite::Some { mailbox, folder, uidvalidity, uids, change } => {
             change.apply(mailbox, folder, *uidvalidity, uids, connection).await
         }

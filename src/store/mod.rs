@@ -11,6 +11,7 @@ mod invites;
 mod message;
 mod overview;
 mod pace;
+mod prune;
 mod quarantine;
 mod queue;
 mod received;
@@ -24,13 +25,14 @@ mod writer;
 
 pub use by_hand::Selection;
 pub use error::Error;
-pub use inbox::{InboxLine, Mark, PushState, Received};
+pub use inbox::{InboxLine, Mark, Note, PushState, Received};
 pub use message::{
     Attempt, Due, NewMessage, Next, Queued, QueuedState, Recipient, RecipientState, SentBy, Settlement,
     Totals,
 };
 pub use overview::{ConsentAge, FailedMessage, RefusedMessage};
 pub use pace::Pace;
+pub use prune::KEPT;
 pub use quarantine::{Quarantined, QuarantinedId};
 pub use report::{AfterPush, NewReport, Report, ReportTotals};
 pub use tokens::StoredToken;
@@ -433,13 +435,14 @@ pub(crate) fn create_private(path: &Path) -> std::io::Result<std::fs::File> {
 }
 
 /// The schema's history; rows are only ever added to the list.
-const MIGRATIONS: [(i64, &str, &str); 6] = [
+const MIGRATIONS: [(i64, &str, &str); 7] = [
     (1, "start", include_str!("migrations/0001_start.sql")),
     (2, "sealed tokens", include_str!("migrations/0002_sealed_tokens.sql")),
     (3, "invitations", include_str!("migrations/0003_invitations.sql")),
     (4, "delivery", include_str!("migrations/0004_delivery.sql")),
     (5, "sealed own keys", include_str!("migrations/0005_sealed_own_keys.sql")),
     (6, "inbox", include_str!("migrations/0006_inbox.sql")),
+    (8, "inbox counts", include_str!("migrations/0008_inbox_counts.sql")),
 ];
 
 /// What brings the tables to a version; only tests want another than the newest.
