@@ -133,6 +133,9 @@ impl Session {
             return;
         };
         let uids: Vec<u32> = folder.messages.iter().map(|message| message.uid).collect();
+        if selected.view == uids {
+            return;
+        }
         let there: HashSet<u32> = uids.iter().copied().collect();
         for at in (0..selected.view.len()).rev() {
             if !there.contains(&selected.view[at]) {
