@@ -18,6 +18,7 @@ mod faults;
 mod import;
 mod inbox_once;
 mod incoming;
+mod log;
 mod matrix;
 mod odoo_client;
 mod outgoing;
