@@ -20,6 +20,7 @@ mod limiter;
 mod login;
 mod metrics;
 mod page;
+mod process;
 mod queue;
 mod server;
 mod session;
@@ -44,6 +45,7 @@ use frame::Reader;
 use jiff::Timestamp;
 use limiter::Limiter;
 use maud::html;
+use process::Process;
 use secrecy::SecretString;
 use session::Sessions;
 use std::collections::HashMap;
@@ -316,7 +318,7 @@ async fn metrics(State(admin): State<Arc<Admin>>, Extension(asker): Extension<As
     match admin.sources.gather().await {
         Ok(status) => (
             [(header::CONTENT_TYPE, metrics::CONTENT_TYPE)],
-            metrics::text(&status, &admin.sources.counters, now),
+            metrics::text(&status, &admin.sources.counters, &Process::look(), now),
         )
             .into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, chain(&error)).into_response(),

@@ -92,6 +92,11 @@ impl Lanes {
         self.pacing.can_send_at(now).max(paused).max(store_until)
     }
 
+    /// Whether nothing but the pace keeps the next attempt from beginning.
+    pub(super) fn is_open_but_for_pace(&self, now: Timestamp) -> bool {
+        self.paused_until(now).is_none_or(|until| until <= now) && self.store_until <= now
+    }
+
     /// Until when the mailbox is left alone, if it is. A pause that begins only later, by a clock that was set back since,
     /// is over.
     pub(super) fn paused_until(&self, now: Timestamp) -> Option<Timestamp> {

@@ -9,12 +9,13 @@ use super::line::Stop;
 use super::plan;
 use crate::clock;
 use crate::failure::{Class, Failure, one_line};
+use crate::logging::seconds;
 use crate::mailbox::Mailbox;
 use crate::odoo::{Gateway, Room, Taken};
 use crate::store::{PushState, Received, Store};
 use jiff::Timestamp;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 /// Larger messages are refused, in bytes. Odoo 19 takes 128 MiB of base64 and XML, older ones and proxies take less:
@@ -146,10 +147,11 @@ impl Desk {
         self.write(uidvalidity, row, PushState::Pushing, None, gateway.settles_after()).await?;
         let tries = row.tries.saturating_add(1);
         let model = self.mailbox.config.model.as_deref();
+        let begun = Instant::now();
         let failure = match gateway.push(&incoming.raw, model, &incoming.message_id).await {
             Ok(taken) => {
                 return self
-                    .done_with(uidvalidity, row, taken.as_str(), Some(taken), size)
+                    .done_with(uidvalidity, row, taken.as_str(), Some((taken, begun.elapsed())), size)
                     .await
                     .map(|()| true);
             }
@@ -177,10 +179,11 @@ impl Desk {
         uidvalidity: u32,
         row: &Received,
         answer: &'static str,
-        taken: Option<Taken>,
+        taken: Option<(Taken, Duration)>,
         size: u64,
     ) -> Result<(), Stop> {
-        let thread_id = taken.and_then(Taken::thread_id);
+        let thread_id = taken.and_then(|(taken, _)| taken.thread_id());
+        let seconds = taken.map(|(_, time)| seconds(time));
         let noted = thread_id.map_or_else(|| answer.to_owned(), |id| format!("{answer}: {id}"));
         self.write(uidvalidity, row, PushState::Pushed, Some(noted), Duration::ZERO).await?;
         tracing::info!(
@@ -190,6 +193,7 @@ impl Desk {
             answer,
             thread_id,
             size,
+            seconds,
             "pushed"
         );
         Ok(())

@@ -15,6 +15,7 @@ use serde::Deserialize;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write as _};
 use std::path::Path;
+use std::time::Duration;
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Subscriber};
 use tracing_subscriber::Registry;
@@ -88,6 +89,11 @@ pub fn names(addresses: &[String]) -> String {
         0 => named,
         more => format!("{named} and {more} more"),
     }
+}
+
+/// A time in seconds, to the millisecond, for the field `seconds`.
+pub fn seconds(time: Duration) -> f64 {
+    Duration::from_millis(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)).as_secs_f64()
 }
 
 /// Starts logging. What is logged is counted, too.

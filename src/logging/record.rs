@@ -68,6 +68,8 @@ impl Record {
     fn add(&mut self, field: &Field, value: Value) {
         match field.name() {
             "message" => value.as_str().clone_into(&mut self.event),
+            // It says nothing.
+            _ if value.as_str().is_empty() => {}
             name => self.fields.push((name.strip_prefix("r#").unwrap_or(name), value)),
         }
     }
