@@ -20,6 +20,7 @@ mod inbox_once;
 mod incoming;
 mod log;
 mod matrix;
+mod metrics;
 mod odoo_client;
 mod outgoing;
 mod page;

@@ -6,6 +6,7 @@ use super::status::Status;
 use crate::counters::{COUNTED, Counters, TIMED};
 use crate::failure::Class;
 use jiff::Timestamp;
+use jiff::tz::TimeZone;
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -200,6 +201,21 @@ pub(super) fn text(status: &Status, counters: &Counters, process: &Process, now:
             let labels: Vec<_> =
                 counted.labels.iter().copied().zip(values.iter().map(String::as_str)).collect();
             family.sample(&labels, count);
+        }
+    }
+    let mut credentials = Family::new(
+        &mut out,
+        "credential_expires_seconds",
+        "gauge",
+        "Until an app's secret or certificate expires, told from 30 days before; negative: it has.",
+    );
+    for warning in &status.warnings {
+        let at = warning.expires.to_zoned(TimeZone::UTC);
+        let kind = warning.event.trim_end_matches(" expires");
+        let day = warning.expires.to_string();
+        let labels = [("client_id", warning.client_id.as_str()), ("kind", kind), ("expires", &day)];
+        if let Ok(at) = at {
+            credentials.sample(&labels, until(at.timestamp()));
         }
     }
     for timed in &TIMED {

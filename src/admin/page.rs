@@ -292,6 +292,7 @@ mod tests {
                 waiting: 4,
                 refused: 5,
                 pushed: 6,
+                oldest: None,
             }),
             troubles: BTreeMap::new(),
         }
