@@ -133,6 +133,14 @@ async fn metrics_are_as_prometheus_wants_them_and_those_that_we_ask_for_exist() 
         }
     }
 
+    let readme = include_str!("../README.md");
+    for line in scrape.lines() {
+        if let Some(name) = line.strip_prefix("# TYPE outlook_relay_").and_then(|rest| rest.split(' ').next())
+        {
+            assert!(readme.contains(&format!("`{name}`")), "{name} in the README");
+        }
+    }
+
     for (sample, expected) in [
         (format!("outlook_relay_accepted_total{{mailbox=\"{JOHN}\"}}"), 2.0),
         (format!("outlook_relay_sent_total{{mailbox=\"{JOHN}\"}}"), 1.0),

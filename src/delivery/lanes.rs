@@ -233,6 +233,17 @@ mod tests {
     }
 
     #[test]
+    fn only_the_pace_is_told_from_a_pause_and_from_a_store_that_fails() {
+        let mut lanes = Lanes::new(1, Pacing::new(1, 0));
+        lanes.pacing.note(at(0), 1);
+        assert!(lanes.open_at(at(1)) > at(1) && lanes.is_open_but_for_pace(at(1)));
+        lanes.store_failed(at(1));
+        assert!(!lanes.is_open_but_for_pace(at(1)) && lanes.is_open_but_for_pace(at(2)));
+        lanes.trouble(lanes.round(), judgement(Class::Transient, Special::No), at(2), 0.5);
+        assert!(!lanes.is_open_but_for_pace(at(3)) && lanes.is_open_but_for_pace(at(7)));
+    }
+
+    #[test]
     fn a_clock_that_is_set_back_ends_a_pause() {
         let mut lanes = of(1);
         lanes.trouble(lanes.round(), judgement(Class::Administrator, Special::No), at(90_000), 0.5);

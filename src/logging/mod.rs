@@ -79,6 +79,9 @@ enum Output {
     Json,
 }
 
+/// What to do about an event that should never come.
+pub const DEFECT: &str = "this is a defect of the relay: report it with the log around this line";
+
 /// Addresses that an event names; of the others it only says how many there are.
 const NAMED: usize = 3;
 

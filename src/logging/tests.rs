@@ -243,3 +243,80 @@ fn a_complaint_ends_each_line() {
     let lines = complaint("a\nb");
     assert!(["a\nb\n", "<3>a\n<3>b\n"].contains(&lines.as_str()), "{lines:?}");
 }
+
+/// The last string literal of each event's macro in a source, with the macro's name.
+fn events_in(source: &str) -> Vec<(&'static str, String)> {
+    let mut events = Vec::new();
+    for level in ["info", "warn", "error"] {
+        for (start, macro_name) in source.match_indices(&format!("tracing::{level}!(")) {
+            let mut rest = source[start + macro_name.len()..].chars();
+            let (mut depth, mut last) = (1, String::new());
+            while depth > 0 {
+                match rest.next().unwrap() {
+                    '(' => depth += 1,
+                    ')' => depth -= 1,
+                    '"' => {
+                        last.clear();
+                        while let Some(c) = rest.next().filter(|&c| c != '"') {
+                            last.push(c);
+                            if c == '\\' {
+                                last.extend(rest.next());
+                            }
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            events.push((level, last));
+        }
+    }
+    events
+}
+
+/// Every source file of the program, without its tests.
+fn sources(folder: &Path, found: &mut Vec<String>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if name.ends_with(".rs") && !name.ends_with("tests.rs") {
+            let source = std::fs::read_to_string(&path).unwrap();
+            found.push(source.split("#[cfg(test)]\nmod tests {").next().unwrap().to_owned());
+        }
+    }
+}
+
+#[test]
+fn the_readme_tells_of_every_event_and_of_no_other() {
+    let readme = include_str!("../../README.md");
+    let table = readme.split_once("| event | level | means | what to do |\n").unwrap().1;
+    let rows = table.lines().skip(1).take_while(|line| line.starts_with('|'));
+    let told: std::collections::BTreeSet<String> = rows
+        .flat_map(|row| row.split('|').nth(1).unwrap().split('`').skip(1).step_by(2))
+        .map(str::to_owned)
+        .collect();
+    let mut said: std::collections::BTreeSet<String> = [
+        // A trouble's, and those of what expires, which are told by a variable.
+        "token failed",
+        "mailbox paused",
+        "mailbox recovered",
+        "odoo failed",
+        "odoo recovered",
+        "store failed",
+        "store recovered",
+        "client secret expires",
+        "client certificate expires",
+    ]
+    .map(str::to_owned)
+    .into();
+    let mut files = Vec::new();
+    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+    let events = files.iter().flat_map(|source| events_in(source));
+    said.extend(events.map(|(_, event)| event).filter(|event| !event.starts_with('{')));
+    assert!(said.len() > 30, "were they found?");
+    assert_eq!(told, said);
+    for counted in &crate::counters::COUNTED {
+        assert!(told.contains(counted.event), "{}", counted.event);
+    }
+}
