@@ -1,10 +1,4 @@
 //! The log in its formats, from the real program: lines, JSON, and systemd's journal.
-#![expect(
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    reason = "test code: a failure here must stop the test"
-)]
-
 use crate::company::{self, JANE, JOHN, NOTIFICATIONS};
 use crate::support::client::message;
 use crate::support::relay::{Config, Relay};
@@ -34,11 +28,7 @@ fn behind(config: &mut Config, in_namespace: bool, prepare: &str) {
 /// Whether this machine lets us have a `/run` of our own; the encoding is tested without, too.
 fn may_unshare() -> bool {
     let tried = std::process::Command::new(NAMESPACE[0]).args(&NAMESPACE[1..]).arg("true").output();
-    let may = tried.is_ok_and(|output| output.status.success());
-    if !may {
-        eprintln!("skipped: this machine allows no mount namespaces");
-    }
-    may
+    tried.is_ok_and(|output| output.status.success())
 }
 
 /// John can send, Jane was never connected.

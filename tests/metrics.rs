@@ -51,7 +51,8 @@ async fn scrape(relay: &Relay) -> String {
 /// The value of a sample, by its name and labels as written.
 fn value(scrape: &str, sample: &str) -> f64 {
     let line = scrape.lines().find_map(|line| line.strip_prefix(sample)?.strip_prefix(' '));
-    line.unwrap_or_else(|| panic!("{sample} in {scrape}")).parse().unwrap()
+    assert!(line.is_some(), "{sample} in {scrape}");
+    line.unwrap().parse().unwrap()
 }
 
 /// A relay on which something of everything happened.

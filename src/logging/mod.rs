@@ -9,6 +9,7 @@ mod record;
 use crate::clock;
 use crate::counters::Counters;
 use crate::section::Section;
+use jiff::tz::TimeZone;
 use journal::Journal;
 use record::Record;
 use serde::Deserialize;
@@ -22,10 +23,30 @@ use tracing_subscriber::Registry;
 use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::filter::{EnvFilter, FilterExt as _, Targets};
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
+use tracing_subscriber::fmt::time::FormatTime;
 use tracing_subscriber::fmt::{self, FmtContext, MakeWriter};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt as _};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
+
+/// How the time of an event is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Time {
+    /// `14:05:09`, in the machine's time zone: for a person at a terminal.
+    OfDay,
+    /// `2026-11-21T13:05:09.123Z`.
+    Full,
+}
+
+impl FormatTime for Time {
+    fn format_time(&self, writer: &mut Writer<'_>) -> std::fmt::Result {
+        let now = clock::now();
+        match self {
+            Self::OfDay => write!(writer, "{}", now.to_zoned(TimeZone::system()).strftime("%H:%M:%S")),
+            Self::Full => write!(writer, "{now:.3}"),
+        }
+    }
+}
 
 /// What is logged when `RUST_LOG` says nothing: our own events from INFO up, others' warnings.
 const DEFAULT: &str = "warn,outlook_relay=info";
@@ -74,7 +95,11 @@ pub enum Format {
 /// Where events go, and in which words.
 #[derive(Debug)]
 enum Output {
-    Text { timed: bool, coloured: bool },
+    /// The time is left out where whoever reads stderr adds it.
+    Text {
+        time: Option<Time>,
+        coloured: bool,
+    },
     Journal(Journal),
     Json,
 }
@@ -135,8 +160,9 @@ fn is_journal() -> bool {
 fn output(format: Format) -> (Output, Option<io::Error>) {
     let is_journal = is_journal();
     let is_plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    // The journal adds the time itself.
-    let text = Output::Text { timed: !is_journal, coloured: io::stderr().is_terminal() && !is_plain };
+    let is_terminal = io::stderr().is_terminal();
+    let time = if is_terminal { Time::OfDay } else { Time::Full };
+    let text = Output::Text { time: (!is_journal).then_some(time), coloured: is_terminal && !is_plain };
     match format {
         Format::Json => (Output::Json, None),
         Format::Auto if !is_journal => (text, None),
@@ -164,8 +190,10 @@ where
         .log_internal_errors(false)
         .fmt_fields(Line);
     let lines: Box<dyn Layer<Registry> + Send + Sync> = match output {
-        Output::Text { timed: true, coloured } => lines.with_ansi(coloured).with_writer(writer).boxed(),
-        Output::Text { timed: false, coloured } => {
+        Output::Text { time: Some(time), coloured } => {
+            lines.with_ansi(coloured).with_writer(writer).with_timer(time).boxed()
+        }
+        Output::Text { time: None, coloured } => {
             lines.with_ansi(coloured).with_writer(writer).without_time().boxed()
         }
         Output::Json => lines.with_ansi(false).with_writer(writer).event_format(Object).boxed(),

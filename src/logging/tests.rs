@@ -57,7 +57,7 @@ fn logged(wanted: &str, output: Output, work: impl FnOnce()) -> String {
 }
 
 fn text() -> Output {
-    Output::Text { timed: false, coloured: false }
+    Output::Text { time: None, coloured: false }
 }
 
 /// An event at every level from a few targets, named after both.
@@ -163,11 +163,15 @@ fn a_line_holds_every_field_and_nothing_starts_another() {
     let fields = "deferred mailbox=john@example.com code=\"454\" reply=\"454 4.7.0 \\u{1b}[2J\\r\\nERROR forged\" \
                   shown=454 4.7.0 \\u{1b}[2J\\r\\nERROR forged tries=3 unknown=true seconds=0.5";
     assert_eq!(logged("info", text(), say_one), format!("ERROR {fields}\n"));
-    let timed = logged("info", Output::Text { timed: true, coloured: false }, say_one);
-    let (time, line) = timed.split_once(' ').unwrap();
-    assert!(time.parse::<jiff::Timestamp>().is_ok(), "{timed}");
-    assert_eq!(line, format!("ERROR {fields}\n"));
-    let coloured = logged("info", Output::Text { timed: false, coloured: true }, say_one);
+    let timed = |time| {
+        let line = logged("info", Output::Text { time: Some(time), coloured: false }, say_one);
+        let (time, line) = line.split_once(' ').unwrap();
+        assert_eq!(line, format!("ERROR {fields}\n"));
+        time.to_owned()
+    };
+    assert!(timed(Time::Full).parse::<jiff::Timestamp>().is_ok());
+    assert!(timed(Time::OfDay).parse::<jiff::civil::Time>().is_ok() && timed(Time::OfDay).len() == 8);
+    let coloured = logged("info", Output::Text { time: None, coloured: true }, say_one);
     assert_eq!(coloured.lines().count(), 1);
     let mut plain = coloured.clone();
     for colour in ["\u{1b}[3m", "\u{1b}[2m", "\u{1b}[0m", "\u{1b}[31m"] {
