@@ -146,9 +146,9 @@ impl Desk {
         // After a crash, Odoo may be at it for this long.
         self.write(uidvalidity, row, PushState::Pushing, None, gateway.settles_after()).await?;
         let tries = row.tries.saturating_add(1);
-        let model = self.mailbox.config.model.as_deref();
+        let intake = &self.mailbox.config.intake;
         let begun = Instant::now();
-        let failure = match gateway.push(&incoming.raw, model, &incoming.message_id).await {
+        let failure = match gateway.push(&incoming.raw, intake, &incoming.message_id).await {
             Ok(taken) => {
                 return self
                     .done_with(uidvalidity, row, taken.as_str(), Some((taken, begun.elapsed())), size)

@@ -87,7 +87,7 @@ fn levels(wanted: &str) -> Vec<(String, String)> {
     let event = |line: &str| {
         let object: serde_json::Value = serde_json::from_str(line).unwrap();
         let event = split(object["event"].as_str().unwrap());
-        assert_eq!((object["level"] == event.0.to_uppercase(), &object["target"] == &event.1), (true, true));
+        assert!(object["level"] == event.0.to_uppercase() && object["target"] == event.1, "{line}");
         event
     };
     assert_eq!(lines, objects.lines().map(event).collect::<Vec<_>>(), "{wanted}");

@@ -15,8 +15,10 @@ mod outbound;
 mod outbound_tests;
 #[cfg(test)]
 mod tests;
+mod text;
 
 pub use outbound::{HOST, Trace, outbound, received_ids};
+pub use text::text;
 
 /// The longest line a message may have, in octets without its line end, is 998 (RFC 5322 section 2.1.1). A token that
 /// cannot be folded stays under this, which leaves room for the field name.

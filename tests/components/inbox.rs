@@ -10,6 +10,7 @@ use crate::support::wait::{SOON, until};
 use outlook_relay::address::Address;
 use outlook_relay::clock;
 use outlook_relay::failure::Class;
+use outlook_relay::odoo::Intake;
 use outlook_relay::store::{Mark, PushState};
 
 #[tokio::test]
@@ -94,7 +95,7 @@ async fn what_a_crash_left_unknown_is_asked_for_first() {
     let before = world.start(&[MARY]).await;
     let (store, john) = (before.store.clone(), Address::normalise(JOHN).unwrap());
     let raw = message("a@x.test", JOHN, "arrived@x.test", "Grüße");
-    before.gateway.push(&raw, None, "<arrived@x.test>").await.unwrap();
+    before.gateway.push(&raw, &Intake::default(), "<arrived@x.test>").await.unwrap();
     // As a crash during both pushes leaves it.
     let uidvalidity = uidvalidity(&world).await;
     let (mark, now) = (Mark { uidvalidity, uid: lost }, clock::now());
