@@ -66,6 +66,7 @@ impl Intake {
         let id = self.store.next_id(now);
         let from = short(header_from.as_deref());
         let to = names(&envelope.recipients);
+        let named = message_id.as_deref().map(one_line);
         let (mailbox, rule, size) = (route.mailbox.clone(), route.rule, content.len());
         let message = NewMessage {
             id,
@@ -82,7 +83,7 @@ impl Intake {
         match self.store.accept(message).await {
             Ok(()) => {
                 let user = user.map(|user| user.name.as_str());
-                tracing::info!(%id, from, to, user, %mailbox, rule = rule.as_str(), size, seconds = seconds(begun.elapsed()), "accepted");
+                tracing::info!(%id, message_id = named, from, to, user, %mailbox, rule = rule.as_str(), size, seconds = seconds(begun.elapsed()), "accepted");
                 Reply::new(250, "2.0.0", format!("Ok: queued as {id}"))
             }
             Err(error) => {
