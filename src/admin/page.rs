@@ -285,6 +285,7 @@ mod tests {
             }),
             app_only: false,
             queue: Totals { waiting: 3, failed: 1, oldest: Some(later(-3)), ..Totals::default() },
+            paced_seconds: 0.0,
             done_by: None,
             inbox: Some(InboxStatus {
                 folder: "INBOX".to_owned(),
@@ -293,6 +294,7 @@ mod tests {
                 refused: 5,
                 pushed: 6,
                 bounces: 2,
+                oldest: None,
             }),
             troubles: BTreeMap::new(),
         }

@@ -33,6 +33,10 @@ pub struct Received {
     pub state: PushState,
     /// How often it was pushed.
     pub tries: u32,
+    /// How often Odoo itself refused it, or failed at it while it took others.
+    pub refusals: u32,
+    /// When it was last pushed.
+    pub pushed_at: Option<Timestamp>,
     /// Who sent it, where it was fetched once and may begin a record in Odoo.
     pub sender: Option<String>,
 }
@@ -98,7 +102,9 @@ pub struct InboxLine {
     pub refused: u64,
     /// Messages that Odoo took.
     pub pushed: u64,
-    /// Those of them that report a failed delivery.
+    /// When the oldest message that is still to push was found; `None`: there is none.
+    pub oldest: Option<Timestamp>,
+    /// Messages that Odoo took and that report a failed delivery.
     pub bounces: u64,
 }
 
@@ -109,8 +115,10 @@ pub struct Note {
     pub message_id: Option<String>,
     /// What Odoo answered.
     pub answer: Option<String>,
-    /// Who sent it, where it may begin a record in Odoo.
+    /// Who sent it, where it may begin a record in Odoo; an empty one: it may not any more.
     pub sender: Option<String>,
+    /// Whether this counts as a refusal.
+    pub refused: bool,
     /// Whether it reports a failed delivery, and Odoo took it just now: such are counted.
     pub bounce: bool,
 }
@@ -190,9 +198,9 @@ impl Store {
         now: Timestamp,
         limit: u32,
     ) -> Result<Vec<Received>, Error> {
-        type Row = (i64, Option<String>, String, i64, Option<String>);
+        type Row = (i64, Option<String>, String, i64, i64, Option<i64>, Option<String>);
         let rows: Vec<Row> = sqlx::query_as(
-            "SELECT uid, message_id, state, tries, sender FROM received WHERE mailbox = $1 AND folder = $2 \
+            "SELECT uid, message_id, state, tries, refusals, pushed_at, sender FROM received WHERE mailbox = $1 AND folder = $2 \
              AND uidvalidity = $3 AND state <> 'done' AND state <> 'gone' AND next_try_at <= $4 \
              AND state IN ('waiting', 'pushing', 'pushed', 'refused') ORDER BY uid LIMIT $5",
         )
@@ -205,12 +213,14 @@ impl Store {
         .await
         .map_err(|source| Error::Read { operation: "received messages", source })?;
         rows.into_iter()
-            .map(|(uid, message_id, state, tries, sender)| {
+            .map(|(uid, message_id, state, tries, refusals, pushed_at, sender)| {
                 Ok(Received {
                     uid: narrow(uid)?,
                     message_id,
                     state: PushState::parse(&state)?,
                     tries: narrow(tries)?,
+                    refusals: narrow(refusals)?,
+                    pushed_at: pushed_at.map(timestamp),
                     sender,
                 })
             })
@@ -281,11 +291,13 @@ impl Store {
     /// # Errors
     /// The disk's, and rows that make no sense.
     pub async fn inboxes(&self) -> Result<Vec<InboxLine>, Error> {
-        let rows: Vec<(String, String, i64, i64, i64, i64, i64)> = sqlx::query_as(
+        type Row = (String, String, i64, i64, i64, i64, Option<i64>, i64);
+        let rows: Vec<Row> = sqlx::query_as(
             "SELECT i.mailbox, i.folder, i.looked_at, \
              count(*) FILTER (WHERE r.state IN ('waiting', 'pushing')), \
              count(*) FILTER (WHERE r.state IN ('refused', 'moved', 'returning')), \
-             i.pruned + count(*) FILTER (WHERE r.state IN ('pushed', 'done')), i.bounces \
+             i.pruned + count(*) FILTER (WHERE r.state IN ('pushed', 'done')), \
+             min(r.found_at) FILTER (WHERE r.state IN ('waiting', 'pushing')), i.bounces \
              FROM inbox i LEFT JOIN received r ON r.mailbox = i.mailbox AND r.folder = i.folder \
              GROUP BY i.mailbox, i.folder, i.looked_at, i.pruned, i.bounces ORDER BY i.mailbox, i.folder",
         )
@@ -293,7 +305,7 @@ impl Store {
         .await
         .map_err(|source| Error::Read { operation: "the inboxes", source })?;
         rows.into_iter()
-            .map(|(mailbox, folder, looked_at, waiting, refused, pushed, bounces)| {
+            .map(|(mailbox, folder, looked_at, waiting, refused, pushed, oldest, bounces)| {
                 Ok(InboxLine {
                     mailbox: address(&mailbox)?,
                     folder,
@@ -302,6 +314,7 @@ impl Store {
                     refused: refused.unsigned_abs(),
                     pushed: pushed.unsigned_abs(),
                     bounces: bounces.unsigned_abs(),
+                    oldest: oldest.map(timestamp),
                 })
             })
             .collect()
@@ -323,11 +336,12 @@ pub(super) async fn apply(write: &InboxWrite, connection: &mut SqliteConnection)
             .bind(millis(*at))
             .execute(&mut *connection)
             .await?;
-            // With another UIDVALIDITY nothing that is still to be done can be found by its UID any more; what is
-            // still unread was found anew.
+            // With another UIDVALIDITY, or in a folder that is no longer watched, nothing that is still to be done can be
+            // found by its UID any more; what is still unread was found anew.
             sqlx::query(
-                "UPDATE received SET state = 'gone', changed_at = $4 WHERE mailbox = $1 AND folder = $2 \
-                 AND uidvalidity <> $3 AND state IN ('waiting', 'pushing', 'refused')",
+                "UPDATE received SET state = 'gone', changed_at = $4 WHERE mailbox = $1 \
+                 AND (folder <> $2 OR uidvalidity <> $3) AND state <> 'done' AND state <> 'gone' \
+                 AND state IN ('waiting', 'pushing', 'refused')",
             )
             .bind(mailbox.as_str())
             .bind(folder)
@@ -355,7 +369,8 @@ pub(super) async fn apply(write: &InboxWrite, connection: &mut SqliteConnection)
             let tried = i64::from(update.state == PushState::Pushing);
             sqlx::query(
                 "UPDATE received SET state = $5, tries = tries + $6, message_id = coalesce($7, message_id), \
-                 answer = coalesce($8, answer), next_try_at = $9, changed_at = $10, sender = coalesce($11, sender), \
+                 answer = coalesce($8, answer), next_try_at = $9, changed_at = $10, \
+                 sender = nullif(coalesce($11, sender), ''), refusals = refusals + $12, \
                  pushed_at = CASE $6 WHEN 1 THEN $10 ELSE pushed_at END \
                  WHERE mailbox = $1 AND folder = $2 AND uidvalidity = $3 AND uid = $4",
             )
@@ -370,6 +385,7 @@ pub(super) async fn apply(write: &InboxWrite, connection: &mut SqliteConnection)
             .bind(millis(update.next_try_at))
             .bind(millis(update.at))
             .bind(&update.note.sender)
+            .bind(i64::from(update.note.refused))
             .execute(&mut *connection)
             .await?;
             if update.note.bounce {
