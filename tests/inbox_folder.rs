@@ -1,4 +1,5 @@
 //! What other people do to a watched folder at a real server, while the relay looks away.
+#![expect(clippy::indexing_slicing, reason = "test code: a failure here must stop the test")]
 
 use crate::company::{self, NOTIFICATIONS};
 use crate::support::client::{ImapClient, message};

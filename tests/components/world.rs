@@ -145,7 +145,12 @@ impl Watching {
         }
         self.store.close().await;
         drop(self.gateway);
-        for task in self.tasks {
+        let mut tasks = self.tasks.into_iter();
+        // The writer, which has the file open until it ends.
+        if let Some(writer) = tasks.next() {
+            writer.await.unwrap();
+        }
+        for task in tasks {
             task.abort();
         }
     }
