@@ -249,8 +249,14 @@ impl Context {
         if matches!(error, store::Error::Closed) {
             return;
         }
-        let failure = Failure::new(Class::Administrator, "store", chain(error))
-            .advise("mail waits until the store can be written: look for a full disk or missing rights");
+        let advice = match error.is_damage() {
+            true => {
+                "the store's file is damaged: `outlook-relay store check` says more; where there is a backup, stop the daemon, \
+                 run `outlook-relay store restore BACKUP`, and start it again"
+            }
+            false => "mail waits until the store can be written: look for a full disk or missing rights",
+        };
+        let failure = Failure::new(Class::Administrator, "store", chain(error)).advise(advice);
         self.store_trouble.fail(&failure, clock::now());
     }
 

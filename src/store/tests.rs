@@ -5,6 +5,7 @@ use crate::message::Envelope;
 use crate::routing::Rule;
 use secrecy::{ExposeSecret, SecretString};
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 use tokio::task::JoinHandle;
 
 pub(super) struct Opened {
