@@ -166,6 +166,7 @@ async fn where_nobody_can_look_the_policy_decides() {
     let mut relay = config.start().await;
     world.smtp.server.down().await;
     send(&relay, &["a@x.test"], "1@t").await;
+    relay.wait_for_log("mailbox paused").await;
     let file = backup(&config).await;
     world.smtp.server.up().await;
     config.cli(&["queue", "retry", "--all"]).await.success();
@@ -205,7 +206,7 @@ async fn odoo_gets_nothing_twice() {
 
     world.odoo.server.up().await;
     world.smtp.server.up().await;
-    config.cli(&["queue", "retry", "--all"]).await.success();
+    config.cli(&["queue", "retry", "--state", "waiting"]).await.success();
     world.imap.deliver(NOTIFICATIONS, "INBOX", &to_us("after@t"));
     until(SOON * 2, "what waited", || world.odoo.taken().len() == 3).await;
     until(SOON * 2, "both reports", || world.odoo.bounces().len() >= 2).await;

@@ -35,4 +35,5 @@ mod submission;
 mod support;
 mod tokens;
 mod unknown;
+mod upgrade;
 mod waiting;

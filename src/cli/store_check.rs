@@ -108,7 +108,7 @@ fn file(health: &Health) -> Finding {
         return ok("file", sizes);
     }
     let seen = format!("{sizes}; its permissions are {:o}", health.mode);
-    bad("file", Outcome::Failed, seen, "others may read the mail in it", "chmod 600")
+    bad("file", Outcome::Failed, seen, "others may read the mail in it", "chmod 600 that file")
 }
 
 fn space(health: &Health) -> Finding {

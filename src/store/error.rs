@@ -36,7 +36,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// The database could not be opened.
-    #[error("{path}: the store cannot be opened")]
+    #[error("{path}: the store cannot be opened: look at its folder's rights and free space")]
     Open {
         /// The file.
         path: PathBuf,
