@@ -1,4 +1,5 @@
 //! `store backup`, `store check` and `store restore`, and what becomes of files that are no sound store.
+#![expect(clippy::panic, clippy::indexing_slicing, reason = "test code: a failure here must stop the test")]
 
 use crate::company::{self, JOHN};
 use crate::support::client::{SmtpClient, message};

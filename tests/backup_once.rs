@@ -1,4 +1,5 @@
 //! A store that was put back from a backup sends, pushes and reports nothing twice, and loses nothing.
+#![expect(clippy::indexing_slicing, reason = "test code: a failure here must stop the test")]
 
 use crate::company::{self, JOHN, NOTIFICATIONS};
 use crate::support::client::message;

@@ -212,7 +212,8 @@ async fn a_queue_of_several_pages_is_listed_whole_and_once() {
         assert_eq!(client.send(BOUNCE, &["a@x.test"], &body).await.code, 250);
     }
     let queue = company::queue(&config).await;
-    let ids: std::collections::BTreeSet<_> = queue.iter().map(|m| m["message_id"].as_str().unwrap()).collect();
+    let ids: std::collections::BTreeSet<_> =
+        queue.iter().map(|m| m["message_id"].as_str().unwrap()).collect();
     assert_eq!((queue.len(), ids.len()), (MESSAGES, MESSAGES));
     let table = config.cli(&["queue", "list"]).await.success();
     assert_eq!((table.lines().count(), table.matches("LAST REPLY").count()), (MESSAGES + 1, 1));

@@ -1,4 +1,5 @@
 //! Stores as earlier versions wrote them, from the first one on: whatever they hold keeps its meaning under this one.
+#![expect(clippy::indexing_slicing, reason = "test code: a failure here must stop the test")]
 
 use crate::company::{self, JANE, JOHN, NOTIFICATIONS};
 use crate::disk::Disk;
@@ -9,6 +10,7 @@ use crate::support::world::World;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use outlook_relay::address::Address;
+use outlook_relay::clock;
 use outlook_relay::sealing::{Key, Owner};
 use secrecy::{SecretBox, SecretString};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode};
@@ -47,8 +49,7 @@ fn in_hex(bytes: &[u8]) -> String {
 
 /// Milliseconds since 1970, so long ago.
 fn ago(age: Duration) -> i64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
-    i64::try_from((now - age).as_millis()).unwrap()
+    clock::before(clock::now(), age).as_millisecond()
 }
 
 /// A store of that version, with all that it can hold: mail that waits, that a crash cut short and that failed, tokens,
