@@ -362,3 +362,35 @@ async fn a_database_of_another_program_is_left_alone() {
     assert_eq!(check(&config).await.0, Some(1));
     assert_eq!(std::fs::read(&path).unwrap(), before);
 }
+
+#[tokio::test]
+async fn a_message_that_lies_where_the_file_is_damaged_holds_up_no_other() {
+    let world = World::start().await;
+    let config = filled(&world, 1).await;
+    let mut relay = config.start().await;
+    let mut large = message(JOHN, "a@x.test", "damaged@t", "Hi");
+    large.extend(b"This is what the damaged page holds.\r\n".repeat(2_000));
+    assert_eq!(relay.send(BOUNCE, &["a@x.test"], &large).await.code, 250);
+    send(&relay, "after@t").await;
+    relay.terminate(SOON).await;
+    let path = config.dir().join("relay.db");
+    let content = std::fs::read(&path).unwrap();
+    let pages: Vec<_> = content
+        .chunks(4096)
+        .enumerate()
+        .filter(|(_, page)| {
+            page.windows(40).filter(|part| part.starts_with(b"This is what the damaged")).count() > 90
+        })
+        .map(|(number, _)| number)
+        .collect();
+    zero(&path, u64::try_from(pages[pages.len() / 2]).unwrap());
+
+    world.smtp.server.up().await;
+    let relay = config.start().await;
+    until(SOON, "the others", || world.smtp.count() == 2).await;
+    let line = relay.wait_for_log(" failed ").await;
+    assert!(line.contains("ERROR") && line.contains("<damaged@t>") && line.contains("store check"), "{line}");
+    let queue = company::queue(&config).await;
+    assert_eq!((queue.len(), &queue[0]["state"]), (1, &"failed".into()), "{queue:#?}");
+    assert_eq!(check(&config).await.0, Some(1));
+}

@@ -183,7 +183,7 @@ pub enum Error {
         path: PathBuf,
     },
     /// What should be put back cannot be read.
-    #[error("{path}: cannot be read")]
+    #[error("{path}: cannot be read: name a file that `store backup` made")]
     Unreadable {
         /// The file.
         path: PathBuf,

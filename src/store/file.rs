@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The schema's history; rows are only ever added to the list.
-pub(super) const MIGRATIONS: [(i64, &str, &str); 7] = [
+pub(super) const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "start", include_str!("migrations/0001_start.sql")),
     (2, "sealed tokens", include_str!("migrations/0002_sealed_tokens.sql")),
     (3, "invitations", include_str!("migrations/0003_invitations.sql")),
@@ -19,6 +19,7 @@ pub(super) const MIGRATIONS: [(i64, &str, &str); 7] = [
     (5, "sealed own keys", include_str!("migrations/0005_sealed_own_keys.sql")),
     (6, "inbox", include_str!("migrations/0006_inbox.sql")),
     (7, "backup", super::backup::TABLE),
+    (9, "refusals", include_str!("migrations/0009_refusals.sql")),
 ];
 
 /// What brings the tables to a version; only tests want another than the newest.

@@ -40,6 +40,7 @@ pub use message::{
 pub use overview::{ConsentAge, FailedMessage, RefusedMessage};
 pub use pace::Pace;
 pub use quarantine::{Quarantined, QuarantinedId};
+pub use received::Pushes;
 pub use report::{AfterPush, NewReport, Report, ReportTotals};
 pub use restore::{Key, PutBack};
 pub use restored::Restored;

@@ -147,13 +147,21 @@ impl Store {
                 Ok(due) => readable.push(due),
                 Err(error) => {
                     let id = QueueId(column(row, "id")?);
-                    self.write(Write::Queue(QueueWrite::SetAside(id))).await?;
+                    self.set_aside(id).await?;
                     let advice = "its row in the store is damaged; its content is kept there";
                     tracing::error!(%id, error = %chain(&error), advice, "failed");
                 }
             }
         }
         Ok(readable)
+    }
+
+    /// Keeps a waiting message that cannot be read as failed, so that it holds up no other.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub async fn set_aside(&self, id: QueueId) -> Result<(), Error> {
+        self.write(Write::Queue(QueueWrite::SetAside(id))).await
     }
 
     /// When the next message of a mailbox is due, to be sent or, where its outcome is `unknown`, to be looked for;

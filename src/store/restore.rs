@@ -3,7 +3,7 @@
 use super::backup::{check_room, failed, single, stamp};
 use super::check::{self, KeyHealth};
 use super::error::opening;
-use super::file::{MIGRATIONS, beside, create_private, folder_of, is_ours, options, sync_folder, version};
+use super::file::{MIGRATIONS, bare, beside, create_private, folder_of, is_ours, sync_folder, version};
 use super::sealed::truncate_log;
 use super::{Config, Error, Store, real, timestamp};
 use crate::clock;
@@ -153,7 +153,10 @@ async fn set_aside(store: &Path) -> Result<Option<PathBuf>, Error> {
         remove(&beside(store, "-shm"))?;
         return Ok(None);
     }
-    if let Ok(mut connection) = options(store).connect().await {
+    // (Of an empty file SQLite would throw the log away.)
+    if std::fs::metadata(store).is_ok_and(|file| file.len() > 0)
+        && let Ok(mut connection) = bare(store).connect().await
+    {
         let emptied = truncate_log(&mut connection).await;
         drop(connection.close().await);
         if matches!(emptied, Ok(false)) {
