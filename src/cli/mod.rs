@@ -17,6 +17,7 @@ mod table;
 
 use crate::address::Address;
 use crate::config::{Config, Mistakes};
+use crate::logging;
 use crate::mailbox;
 use crate::store::Error;
 use crate::tls;
@@ -199,7 +200,8 @@ pub fn main() -> ExitCode {
             let code = if error.is::<Mistakes>() { EX_CONFIG } else { 1 };
             // One line, with its causes: `{:#}` is anyhow's way to say so. Mistakes have a line each.
             let program = if code == 1 { "outlook-relay: " } else { "" };
-            drop(writeln!(std::io::stderr(), "{program}{error:#}{}", damage(&error)));
+            let text = format!("{program}{error:#}{}", damage(&error));
+            drop(std::io::stderr().write_all(logging::complaint(&text).as_bytes()));
             ExitCode::from(code)
         }
     }

@@ -9,12 +9,13 @@ use super::line::Stop;
 use super::plan;
 use crate::clock;
 use crate::failure::{Class, Failure, one_line};
+use crate::logging::seconds;
 use crate::mailbox::Mailbox;
 use crate::odoo::{Gateway, Room, Taken, Turn, answers};
 use crate::store::{PushState, Received, Store};
 use jiff::Timestamp;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 /// Larger messages are refused, in bytes. Odoo 19 takes 128 MiB of base64 and XML, older ones and proxies take less:
@@ -199,6 +200,7 @@ impl Desk {
     ) -> Result<bool, Stop> {
         self.write(uidvalidity, row, PushState::Pushing, None, false, Duration::ZERO).await?;
         let tries = row.tries.saturating_add(1);
+        let begun = Instant::now();
         let pushing = async {
             let intake = &self.mailbox.config.intake;
             match turn.push(&incoming.raw, intake).await {
@@ -220,7 +222,7 @@ impl Desk {
         let failure = match pushed {
             Ok(taken) => {
                 return self
-                    .done_with(uidvalidity, row, taken.as_str(), Some(taken), size)
+                    .done_with(uidvalidity, row, taken.as_str(), Some((taken, begun.elapsed())), size)
                     .await
                     .map(|()| true);
             }
@@ -258,10 +260,11 @@ impl Desk {
         uidvalidity: u32,
         row: &Received,
         answer: &'static str,
-        taken: Option<Taken>,
+        taken: Option<(Taken, Duration)>,
         size: u64,
     ) -> Result<(), Stop> {
-        let thread_id = taken.and_then(Taken::thread_id);
+        let thread_id = taken.and_then(|(taken, _)| taken.thread_id());
+        let seconds = taken.map(|(_, time)| seconds(time));
         let noted = thread_id.map_or_else(|| answer.to_owned(), |id| format!("{answer}: {id}"));
         self.write(uidvalidity, row, PushState::Pushed, Some(noted), false, Duration::ZERO).await?;
         tracing::info!(
@@ -271,6 +274,7 @@ impl Desk {
             answer,
             thread_id,
             size,
+            seconds,
             "pushed"
         );
         Ok(())

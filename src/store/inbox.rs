@@ -101,6 +101,8 @@ pub struct InboxLine {
     pub refused: u64,
     /// Messages that Odoo took.
     pub pushed: u64,
+    /// When the oldest message that is still to push was found; `None`: there is none.
+    pub oldest: Option<Timestamp>,
 }
 
 #[derive(Debug)]
@@ -273,11 +275,13 @@ impl Store {
     /// # Errors
     /// The disk's, and rows that make no sense.
     pub async fn inboxes(&self) -> Result<Vec<InboxLine>, Error> {
-        let rows: Vec<(String, String, i64, i64, i64, i64)> = sqlx::query_as(
+        type Row = (String, String, i64, i64, i64, i64, Option<i64>);
+        let rows: Vec<Row> = sqlx::query_as(
             "SELECT i.mailbox, i.folder, i.looked_at, \
              count(*) FILTER (WHERE r.state IN ('waiting', 'pushing')), \
              count(*) FILTER (WHERE r.state IN ('refused', 'moved', 'returning')), \
-             count(*) FILTER (WHERE r.state IN ('pushed', 'done')) \
+             count(*) FILTER (WHERE r.state IN ('pushed', 'done')), \
+             min(r.found_at) FILTER (WHERE r.state IN ('waiting', 'pushing')) \
              FROM inbox i LEFT JOIN received r ON r.mailbox = i.mailbox AND r.folder = i.folder \
              GROUP BY i.mailbox, i.folder, i.looked_at ORDER BY i.mailbox, i.folder",
         )
@@ -285,7 +289,7 @@ impl Store {
         .await
         .map_err(|source| Error::Read { operation: "the inboxes", source })?;
         rows.into_iter()
-            .map(|(mailbox, folder, looked_at, waiting, refused, pushed)| {
+            .map(|(mailbox, folder, looked_at, waiting, refused, pushed, oldest)| {
                 Ok(InboxLine {
                     mailbox: address(&mailbox)?,
                     folder,
@@ -293,6 +297,7 @@ impl Store {
                     waiting: waiting.unsigned_abs(),
                     refused: refused.unsigned_abs(),
                     pushed: pushed.unsigned_abs(),
+                    oldest: oldest.map(timestamp),
                 })
             })
             .collect()
