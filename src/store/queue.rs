@@ -156,14 +156,6 @@ impl Store {
         Ok(readable)
     }
 
-    /// Keeps a waiting message that cannot be read as failed, so that it holds up no other.
-    ///
-    /// # Errors
-    /// The disk's.
-    pub async fn set_aside(&self, id: QueueId) -> Result<(), Error> {
-        self.write(Write::Queue(QueueWrite::SetAside(id))).await
-    }
-
     /// When the next message of a mailbox is due, to be sent or, where its outcome is `unknown`, to be looked for;
     /// `None`: none waits.
     ///
