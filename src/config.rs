@@ -2,7 +2,7 @@
 
 use crate::routing::Routes;
 use crate::section::{self, Mistake, Parsed, Section};
-use crate::{admin, delivery, fetch, mailbox, microsoft, odoo, store, submission};
+use crate::{admin, delivery, fetch, logging, mailbox, microsoft, odoo, store, submission};
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -20,6 +20,8 @@ pub struct Config {
     pub store: store::Config,
     /// `[admin]`
     pub admin: admin::Config,
+    /// `[log]`
+    pub log: logging::Config,
     /// Each `[[mailbox]]`, in the file's order.
     pub mailboxes: Vec<mailbox::Config>,
     /// What can be used and yet is most likely not what was meant, in the order of its lines.
@@ -109,6 +111,7 @@ impl Config {
             submission: root.section("submission", |s| submission::Config::read(s, &addresses)),
             store: root.section("store", store::Config::read),
             admin: root.section("admin", admin::Config::read),
+            log: root.section("log", logging::Config::read),
             mailboxes,
             warnings: Vec::new(),
         };

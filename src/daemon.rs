@@ -221,15 +221,14 @@ async fn stop(mut tasks: Tasks) {
     let drained = async {
         while let Some(ended) = tasks.running.join_next().await {
             if let Ok((name, Err(error))) = &ended {
-                tracing::warn!(task = name, error = format!("{error:#}"), "ended badly");
+                tracing::warn!(task = name, error = format!("{error:#}"), "task failed");
             }
         }
     };
     if tokio::time::timeout(GRACE, drained).await.is_err() {
-        tracing::warn!(
-            tasks = tasks.running.len(),
-            "what is in hand takes too long: its outcome counts as unknown"
-        );
+        let advice =
+            "what is in hand takes too long: it is dropped, and looked for in Sent Items at the next start";
+        tracing::warn!(tasks = tasks.running.len(), advice, "stopping late");
         tasks.hard.cancel();
         let drained = async { while tasks.running.join_next().await.is_some() {} };
         if tokio::time::timeout(Duration::from_secs(5), drained).await.is_err() {
@@ -266,11 +265,11 @@ async fn watch_clock(store: Store, soft: CancellationToken) -> anyhow::Result<()
         let Some(back) = clock::set_back() else {
             continue;
         };
-        tracing::warn!(seconds = back.as_secs(), "the clock was set back: what waits is looked at anew");
+        tracing::warn!(seconds = back.as_secs(), "clock set back");
         match store.forget_future(clock::now()).await {
             Ok(()) => store.wake_all(),
             Err(error) => {
-                tracing::error!(error = %crate::failure::chain(&error), "what waits could not be looked at anew");
+                tracing::error!(part = "clock", error = crate::failure::chain(&error), "store failed");
             }
         }
     }
@@ -323,7 +322,8 @@ async fn take_in_strays(config: &Config, store: &Store) -> anyhow::Result<()> {
                  retry` or `queue cancel`",
             ),
         };
-        tracing::warn!(%id, %before, mailbox = %route.mailbox, unknown, advice, "routed anew: its mailbox left the configuration");
+        let reply = format!("{before} left the configuration");
+        tracing::warn!(mailbox = %before, %id, to = %route.mailbox, from = route.new_from, unknown, reply, advice, "rerouted");
         store.reroute(id, route.mailbox, route.rule, route.new_from, hold).await?;
     }
     Ok(())

@@ -20,6 +20,7 @@ mod limiter;
 mod login;
 mod metrics;
 mod page;
+mod process;
 mod queue;
 mod server;
 mod session;
@@ -31,7 +32,8 @@ pub use status::{ConsentStatus, Direction, InboxStatus, LastFailure, MailboxStat
 use crate::address::Address;
 use crate::clock;
 use crate::consent::Consents;
-use crate::failure::chain;
+use crate::failure::{Class, Failure, chain};
+use crate::mailbox::Trouble;
 use crate::section::Section;
 use axum::extract::{Extension, Request, State};
 use axum::http::{StatusCode, header};
@@ -44,6 +46,7 @@ use frame::Reader;
 use jiff::Timestamp;
 use limiter::Limiter;
 use maud::html;
+use process::Process;
 use secrecy::SecretString;
 use session::Sessions;
 use std::collections::HashMap;
@@ -123,6 +126,8 @@ struct Admin {
     consents: Consents,
     sessions: Sessions,
     tries: login::Tries,
+    /// That the store cannot be read, as who asks for health finds out.
+    store_trouble: Trouble,
 }
 
 /// Whether somebody may see and use the administrator's page.
@@ -232,6 +237,7 @@ pub async fn serve(
         consents,
         sessions: Sessions::new(rand::random()),
         tries: Mutex::new([Limiter::default(); 2]),
+        store_trouble: Trouble::new("store failed", "store recovered", "page", String::new()),
     });
     server::serve(listener, router(admin), stop).await;
 }
@@ -316,7 +322,7 @@ async fn metrics(State(admin): State<Arc<Admin>>, Extension(asker): Extension<As
     match admin.sources.gather().await {
         Ok(status) => (
             [(header::CONTENT_TYPE, metrics::CONTENT_TYPE)],
-            metrics::text(&status, &admin.sources.counters, now),
+            metrics::text(&status, &admin.sources.counters, &Process::look(), now),
         )
             .into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, chain(&error)).into_response(),
@@ -331,13 +337,20 @@ fn not_for_you() -> Response {
 /// Whether the daemon works: that a mailbox is in trouble is no reason to restart it. For everybody, so it says no more.
 async fn healthz(State(admin): State<Arc<Admin>>) -> Response {
     match admin.sources.store.totals().await {
-        Ok(_) => match admin.sources.store.unwritable() {
-            None => "well\n".into_response(),
-            Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "the store cannot be written: status says why\n")
-                .into_response(),
-        },
+        Ok(_) => {
+            admin.store_trouble.well();
+            match admin.sources.store.unwritable() {
+                None => "well\n".into_response(),
+                Some(_) => {
+                    (StatusCode::SERVICE_UNAVAILABLE, "the store cannot be written: status says why\n")
+                        .into_response()
+                }
+            }
+        }
         Err(error) => {
-            tracing::error!(error = %chain(&error), "the store cannot be read");
+            let failure = Failure::new(Class::Administrator, "store", chain(&error))
+                .advise("the store cannot be read: look for a broken disk or missing rights");
+            admin.store_trouble.fail(&failure, clock::now());
             (StatusCode::SERVICE_UNAVAILABLE, "the store cannot be read: the log says why\n").into_response()
         }
     }

@@ -6,7 +6,7 @@ use crate::{daemon, logging};
 use std::process::ExitCode;
 
 pub(super) fn run(config: &Config) -> anyhow::Result<ExitCode> {
-    let counters = logging::start();
+    let counters = logging::start(&config.log);
     let inherited = Inherited::take()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(daemon::run(config, inherited, counters))?;

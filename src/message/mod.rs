@@ -140,6 +140,11 @@ impl<'a> HeaderView<'a> {
         !self.raw.is_ascii()
     }
 
+    /// The texts of every field of this name, unfolded and not decoded.
+    pub fn texts(&self, name: &'static str) -> impl Iterator<Item = String> {
+        self.fields(name).map(|field| field.text())
+    }
+
     fn fields(&self, name: &'static str) -> impl Iterator<Item = Field<'a>> {
         Fields::new(self.raw).filter(move |field| field.is(name))
     }

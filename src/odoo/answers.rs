@@ -104,7 +104,7 @@ struct Row {
 const FAULTS: &[Row] = &[
     row(
         1,
-        "ValueError: No possible route found",
+        NO_ROUTE,
         "",
         Class::Message,
         "create an alias in Odoo for one of its recipients, or set `model` for this mailbox",
@@ -204,6 +204,7 @@ const FAULTS: &[Row] = &[
     ),
 ];
 
+const NO_ROUTE: &str = "ValueError: No possible route found";
 const DATABASE: &str = "set `database` in [odoo] to the name of a database that Odoo has";
 const DATABASE_DISK: &str = "make room on PostgreSQL's disk, and see to its log";
 const READ_ONLY: &str = "PostgreSQL takes no changes: it is a standby, or was set to read-only";
@@ -282,6 +283,11 @@ pub fn of_count(returned: Returned) -> Result<bool, Failure> {
 pub fn is_unclear(failure: &Failure) -> bool {
     let status = failure.code.strip_prefix("HTTP ").and_then(|status| status.parse::<u16>().ok());
     matches!(failure.code.as_str(), TIMEOUT | CUT | DAMAGED) || status.is_some_and(|status| status >= 500)
+}
+
+/// Whether Odoo found no record, alias or model for a message's recipients.
+pub fn is_no_route(failure: &Failure) -> bool {
+    failure.class == Class::Message && failure.reply.starts_with(NO_ROUTE)
 }
 
 /// Whether a failure says: the user may not read this, or do that.

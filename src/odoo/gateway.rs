@@ -9,10 +9,12 @@ use crate::address::Address;
 use crate::clock;
 use crate::failure::{Class, Failure};
 use crate::mailbox::{Lasting, Trouble};
+use jiff::Timestamp;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{MutexGuard, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
 /// Message bytes at a time, over all mailboxes, in units of [`ROOM_UNIT`]: what is fetched waits here for Odoo.
 const ROOM: u32 = 1024;
@@ -33,6 +35,8 @@ struct Inner {
     room: Arc<Semaphore>,
     /// One push at a time per Message-Id: the same mail comes to several mailboxes, and Odoo has no lock.
     locks: Vec<tokio::sync::Mutex<()>>,
+    /// When Odoo last took a message, in milliseconds since 1970.
+    took_at: AtomicI64,
     trouble: Trouble,
 }
 
@@ -40,6 +44,13 @@ struct Inner {
 #[derive(Debug)]
 pub struct Room {
     _units: Option<OwnedSemaphorePermit>,
+}
+
+/// The right to push one message now; given back when dropped.
+pub struct Turn<'a> {
+    gateway: &'a Gateway,
+    _alone: Option<MutexGuard<'a, ()>>,
+    _worker: Option<SemaphorePermit<'a>>,
 }
 
 impl Gateway {
@@ -52,23 +63,26 @@ impl Gateway {
             pushes: Semaphore::new(parallel),
             room: Arc::new(Semaphore::new(ROOM as usize)),
             locks: std::iter::repeat_with(tokio::sync::Mutex::default).take(LOCKS).collect(),
+            took_at: AtomicI64::new(i64::MIN),
             trouble,
         }))
     }
 
-    /// Feeds a message. `message_id` is the one that `raw` holds. Over XML-RPC Odoo gets its very bytes, over JSON-2 what
-    /// [`crate::message::text`] makes of them.
-    ///
-    /// # Errors
-    /// [`Class::Message`]: Odoo refuses this message. Any other class: Odoo is in trouble, and the message is not to
-    /// blame; where [`Failure::retry_after`] is set, Odoo may still be working on the message for that long.
-    pub async fn push(&self, raw: &[u8], intake: &Intake, message_id: &str) -> Result<Taken, Failure> {
-        let _alone = match self.0.locks.get(lock_of(message_id)) {
+    /// Waits until nobody pushes this Message-Id, and Odoo has a worker for us.
+    pub async fn turn(&self, message_id: &str) -> Turn<'_> {
+        let alone = match self.0.locks.get(lock_of(message_id)) {
             Some(lock) => Some(lock.lock().await),
             None => None,
         };
-        let _turn = self.0.pushes.acquire().await;
-        self.note(self.0.client.message_process(raw, intake).await)
+        Turn { gateway: self, _alone: alone, _worker: self.0.pushes.acquire().await.ok() }
+    }
+
+    /// Feeds a message, once its [turn](Gateway::turn) has come. `message_id` is the one that `raw` holds.
+    ///
+    /// # Errors
+    /// As [`Turn::push`].
+    pub async fn push(&self, raw: &[u8], intake: &Intake, message_id: &str) -> Result<Taken, Failure> {
+        self.turn(message_id).await.push(raw, intake).await
     }
 
     /// Whether Odoo has a message with this Message-Id. (It keeps none of the bounces and loops that it took.)
@@ -80,6 +94,26 @@ impl Gateway {
         let known = self.0.client.has("mail.message", &[condition]).await;
         // That it answers here does not end a trouble with taking mail.
         known.inspect_err(|failure| self.fail(failure))
+    }
+
+    /// Whether Odoo has any of the messages with these Message-Ids.
+    ///
+    /// # Errors
+    /// As [`Gateway::knows`].
+    pub async fn knows_any(&self, message_ids: &[String]) -> Result<bool, Failure> {
+        let condition = ("message_id", "in", message_ids.into());
+        let known = self.0.client.has("mail.message", &[condition]).await;
+        known.inspect_err(|failure| self.fail(failure))
+    }
+
+    /// Whether Odoo took a message, anybody's, since then.
+    pub fn took_since(&self, then: Timestamp) -> bool {
+        self.0.took_at.load(Ordering::Relaxed) > then.as_millisecond()
+    }
+
+    /// The company's own domains.
+    pub fn domains(&self) -> &[String] {
+        &self.0.client.config.domains
     }
 
     /// Whether Odoo has noted that a message (by its Message-Id) bounced for an address: the only trace that a report
@@ -171,9 +205,24 @@ impl Gateway {
     fn note(&self, taken: Result<Taken, Failure>) -> Result<Taken, Failure> {
         match &taken {
             Err(failure) if failure.class != Class::Message => self.fail(failure),
-            _ => self.well(),
+            Err(_) => self.well(),
+            Ok(_) => {
+                self.0.took_at.store(clock::now().as_millisecond(), Ordering::Relaxed);
+                self.well();
+            }
         }
         taken
+    }
+}
+
+impl Turn<'_> {
+    /// Feeds the message: over XML-RPC Odoo gets its very bytes, over JSON-2 what [`crate::message::text`] makes of them.
+    ///
+    /// # Errors
+    /// [`Class::Message`]: Odoo refuses this message. Any other class: Odoo is in trouble, and the message is not to
+    /// blame; where [`answers::is_unclear`] says so, Odoo may still be working on it, for [`Gateway::settles_after`].
+    pub async fn push(&self, raw: &[u8], intake: &Intake) -> Result<Taken, Failure> {
+        self.gateway.note(self.gateway.0.client.message_process(raw, intake).await)
     }
 }
 

@@ -9,7 +9,7 @@ mod version;
 pub mod xmlrpc;
 
 pub use answers::Taken;
-pub use gateway::{Gateway, Room};
+pub use gateway::{Gateway, Room, Turn};
 pub use intake::{Intake, Scalar};
 pub use version::{Suits, Version};
 
@@ -35,6 +35,8 @@ pub struct Config {
 pub struct GatewayConfig {
     /// Odoo's address, without a slash at the end.
     pub url: String,
+    /// The company's own domains: those of the alias domains.
+    pub domains: Vec<String>,
     /// The database.
     pub database: String,
     /// How Odoo is asked.
@@ -100,7 +102,12 @@ impl Config {
                 section.mistake(key, "belongs to catchall_domain: move it into an [[odoo.alias_domain]]");
             }
         }
-        Self { gateway: GatewayConfig::read(section), alias_domains }
+        let mut gateway = GatewayConfig::read(section);
+        if let Some(gateway) = &mut gateway {
+            gateway.domains =
+                alias_domains.iter().filter_map(|domain| domain.domain().map(str::to_owned)).collect();
+        }
+        Self { gateway, alias_domains }
     }
 
     /// Where Odoo takes a bounce of a message with this reverse-path (without angle brackets).
@@ -180,6 +187,7 @@ impl GatewayConfig {
         }
         Some(Self {
             url: url?.trim_end_matches('/').to_owned(),
+            domains: Vec::new(),
             database: database?,
             protocol,
             login: login?,

@@ -161,6 +161,9 @@ pub(super) fn condition((field, operator, value): &Condition<'_>) -> Value {
         serde_json::Value::Number(number) => {
             Value::Integer(number.as_i64().and_then(|id| i32::try_from(id).ok()).unwrap_or_default())
         }
+        serde_json::Value::Array(values) => {
+            Value::Array(values.iter().map(|value| string(value.as_str().unwrap_or_default())).collect())
+        }
         value => string(value.as_str().unwrap_or_default()),
     };
     Value::Array(vec![string(field), string(operator), value])

@@ -244,7 +244,7 @@ impl Feed {
             if deleted == 0 {
                 return Ok(());
             }
-            tracing::info!(messages = deleted, "deleted: given up longer ago than keep_failed");
+            tracing::info!(messages = deleted, reply = "given up longer ago than keep_failed", "deleted");
         }
         Ok(())
     }

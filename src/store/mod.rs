@@ -32,6 +32,7 @@ pub use message::{
 pub use overview::{ConsentAge, FailedMessage, RefusedMessage};
 pub use pace::Pace;
 pub use quarantine::{Quarantined, QuarantinedId};
+pub use received::Pushes;
 pub use report::{AfterPush, NewReport, Report, ReportTotals};
 pub use tokens::StoredToken;
 pub use waiting::{Reroutable, Stray};
@@ -433,13 +434,14 @@ pub(crate) fn create_private(path: &Path) -> std::io::Result<std::fs::File> {
 }
 
 /// The schema's history; rows are only ever added to the list.
-const MIGRATIONS: [(i64, &str, &str); 6] = [
+const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "start", include_str!("migrations/0001_start.sql")),
     (2, "sealed tokens", include_str!("migrations/0002_sealed_tokens.sql")),
     (3, "invitations", include_str!("migrations/0003_invitations.sql")),
     (4, "delivery", include_str!("migrations/0004_delivery.sql")),
     (5, "sealed own keys", include_str!("migrations/0005_sealed_own_keys.sql")),
     (6, "inbox", include_str!("migrations/0006_inbox.sql")),
+    (9, "refusals", include_str!("migrations/0009_refusals.sql")),
 ];
 
 /// What brings the tables to a version; only tests want another than the newest.

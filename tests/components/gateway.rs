@@ -18,6 +18,7 @@ pub(super) fn gateway(odoo: &Odoo, change: impl FnOnce(&mut GatewayConfig)) -> G
         login: LOGIN.to_owned(),
         password: PASSWORD.to_owned().into(),
         timeout: Duration::from_secs(30),
+        domains: Vec::new(),
         gateway_model: "mail.thread".to_owned(),
         report_after: Duration::ZERO,
         parallel: 4,

@@ -51,6 +51,8 @@ pub enum Answer {
     Cut,
     /// The message is taken, and the answer lost.
     TakenThenCut,
+    /// The connection is lost, while Odoo goes on; after this time the message is taken.
+    CutThenTaken(Duration),
     /// No answer, nothing taken, until the client gives up.
     Silence,
     /// The message is taken, and no answer comes.
@@ -78,6 +80,12 @@ pub struct Post {
 impl Post {
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.raw).into_owned()
+    }
+
+    /// Whether Odoo's other workers see it by now.
+    fn is_committed(&self) -> bool {
+        let Answer::CutThenTaken(after) = self.answer else { return true };
+        self.at + after <= jiff::Timestamp::now()
     }
 }
 
@@ -388,7 +396,8 @@ fn search(shared: &Shared, domain: Option<&Value>) -> Vec<i64> {
         }
     }
     let posts = shared.posts.lock().unwrap();
-    let found = |post: &&Post| post.message_id.as_deref().is_some_and(|id| ids.contains(&id));
+    let found =
+        |post: &&Post| post.is_committed() && post.message_id.as_deref().is_some_and(|id| ids.contains(&id));
     posts.iter().filter(found).filter_map(|post| post.record).collect()
 }
 
@@ -449,9 +458,14 @@ async fn message_process(shared: &Shared, args: Value, kwargs: Value) -> Reply {
     let scripted = shared.script.take(&(), |only| memmem::find(&raw, only.as_bytes()).is_some());
     let mut posts = shared.posts.lock().unwrap();
     let duplicate = message_id.is_some()
-        && posts.iter().any(|post| post.record.is_some() && post.message_id == message_id);
+        && posts
+            .iter()
+            .any(|post| post.record.is_some() && post.is_committed() && post.message_id == message_id);
     let answer = scripted.unwrap_or(Answer::Taken);
-    let takes = matches!(answer, Answer::Taken | Answer::TakenThenCut | Answer::TakenThenSilence);
+    let takes = matches!(
+        answer,
+        Answer::Taken | Answer::TakenThenCut | Answer::CutThenTaken(_) | Answer::TakenThenSilence
+    );
     let count = i64::try_from(posts.iter().filter(|post| post.record.is_some()).count()).unwrap();
     let bounce = bounce(&raw);
     let record = (takes && !duplicate && bounce.is_none()).then_some(count + 1);
@@ -481,7 +495,7 @@ async fn message_process(shared: &Shared, args: Value, kwargs: Value) -> Reply {
         }
         Answer::Fault(code, text) => Reply::Fault(*code, text.clone()),
         Answer::Status(status) => Reply::Status(*status),
-        Answer::Cut | Answer::TakenThenCut => Reply::Cut,
+        Answer::Cut | Answer::TakenThenCut | Answer::CutThenTaken(_) => Reply::Cut,
         Answer::Silence | Answer::TakenThenSilence => Reply::Silence,
     };
     posts.push(Post {
