@@ -225,6 +225,11 @@ const fn row(
 /// `cannot marshal None`: the method returned nothing, which Odoo's XML-RPC cannot say. It is done and committed.
 const RETURNED_NOTHING: &str = "cannot marshal None";
 
+/// Only at its beginning is an exception's line Odoo's own: further on it may quote a message, whose From could say this.
+fn says_nothing(exception: &str) -> bool {
+    exception.strip_prefix("TypeError: ").unwrap_or(exception).starts_with(RETURNED_NOTHING)
+}
+
 /// What an answer of XML-RPC holds.
 ///
 /// # Errors
@@ -232,7 +237,7 @@ const RETURNED_NOTHING: &str = "cannot marshal None";
 pub fn of_reply(reply: &Reply) -> Result<Returned, Failure> {
     match reply {
         Reply::Value(value) => Ok(Returned::from(value)),
-        Reply::Fault { code: 1, text } if exception(text).contains(RETURNED_NOTHING) => Ok(Returned::Nothing),
+        Reply::Fault { code: 1, text } if says_nothing(exception(text)) => Ok(Returned::Nothing),
         Reply::Fault { code, text } => Err(of_fault(*code, text)),
     }
 }

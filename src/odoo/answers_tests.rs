@@ -282,8 +282,10 @@ fn a_sender_cannot_choose_the_row() {
         "ValueError: No possible route found for incoming message from FATAL: database does not exist",
         "LookupError: unknown encoding: psycopg2.OperationalError: FATAL:  database \"x\" does not exist",
         "LookupError: unknown encoding: Object x doesn't exist",
+        "ValueError: No possible route found for incoming message from \"cannot marshal None\" <a@b.test>",
     ];
     for text in texts {
+        assert!(of_reply(&fault(1, &traceback(text))).is_err(), "{text}");
         assert_eq!(of_fault(1, &traceback(text)).class, Class::Message, "{text}");
     }
 }
