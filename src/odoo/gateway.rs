@@ -22,6 +22,13 @@ const ROOM: u32 = 1024;
 /// One unit of [`ROOM`], in bytes: 128 MiB in all.
 const ROOM_UNIT: u64 = 128 * 1024;
 
+/// What takes no more, in bytes, has room of its own: a few large messages must not keep the small ones of all other
+/// mailboxes waiting. As much as is fetched together.
+const SMALL: u64 = 2 << 20;
+
+/// That room, in units of [`ROOM_UNIT`]: 32 MiB.
+const SMALL_ROOM: u32 = 256;
+
 /// Locks for Message-Ids. Two that fall on the same lock only wait for each other.
 const LOCKS: usize = 1024;
 
@@ -33,6 +40,7 @@ struct Inner {
     client: Client,
     pushes: Semaphore,
     room: Arc<Semaphore>,
+    small_room: Arc<Semaphore>,
     /// One push at a time per Message-Id: the same mail comes to several mailboxes, and Odoo has no lock.
     locks: Vec<tokio::sync::Mutex<()>>,
     /// When Odoo last took a message, in milliseconds since 1970.
@@ -62,6 +70,7 @@ impl Gateway {
             client: Client::new(config, http),
             pushes: Semaphore::new(parallel),
             room: Arc::new(Semaphore::new(ROOM as usize)),
+            small_room: Arc::new(Semaphore::new(SMALL_ROOM as usize)),
             locks: std::iter::repeat_with(tokio::sync::Mutex::default).take(LOCKS).collect(),
             took_at: AtomicI64::new(i64::MIN),
             trouble,
@@ -175,8 +184,9 @@ impl Gateway {
 
     /// Waits for room for a message of this many bytes.
     pub async fn room(&self, size: u64) -> Room {
+        let room = if size <= SMALL { &self.0.small_room } else { &self.0.room };
         let units = u32::try_from(size.div_ceil(ROOM_UNIT)).map_or(ROOM, |units| units.min(ROOM));
-        let units = Arc::clone(&self.0.room).acquire_many_owned(units).await;
+        let units = Arc::clone(room).acquire_many_owned(units).await;
         Room { _units: units.ok() }
     }
 

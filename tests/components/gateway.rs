@@ -108,6 +108,17 @@ async fn every_answer(protocol: Protocol) {
 }
 
 #[tokio::test]
+async fn large_messages_keep_no_small_one_waiting() {
+    let odoo = Odoo::start().await;
+    let gateway = gateway(&odoo, |_| ());
+    let _large = gateway.room((128 << 20) - (128 << 10)).await;
+    let mut next = Box::pin(gateway.room(35 << 20));
+    assert!(tokio::time::timeout(Duration::from_millis(100), &mut next).await.is_err(), "there is no room");
+    tokio::time::timeout(Duration::from_secs(5), gateway.room(1)).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(5), gateway.room(2 << 20)).await.unwrap();
+}
+
+#[tokio::test]
 async fn every_answer_is_understood() {
     every_answer(Protocol::XmlRpc).await;
 }
@@ -338,7 +349,7 @@ async fn room_is_given_back_and_never_too_small_for_one() {
     let odoo = Odoo::start().await;
     let gateway = gateway(&odoo, |_| ());
     let all = gateway.room(u64::MAX).await;
-    let waiting = tokio::time::timeout(Duration::from_millis(50), gateway.room(1)).await;
+    let waiting = tokio::time::timeout(Duration::from_millis(50), gateway.room(3 << 20)).await;
     assert!(waiting.is_err(), "there was room beside everything");
     drop(all);
     gateway.room(1).await;
