@@ -46,7 +46,8 @@ impl Inbox {
             doubtful.extend(self.perhaps_pushed(line, mark, known, &uids).await?);
         }
         let now = clock::now();
-        let noted = self.noted_at.is_some_and(|at| now.duration_since(at) < NOTE_EVERY);
+        // The clock may have been set back since: then the last look is not written down where it belongs.
+        let noted = self.noted_at.is_some_and(|at| at <= now && now.duration_since(at) < NOTE_EVERY);
         if !noted || !uids.is_empty() || known != Some(mark) {
             store.found(address, folder, mark, uids, now).await?;
             self.noted_at = Some(now);

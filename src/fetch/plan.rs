@@ -104,7 +104,8 @@ pub const GUARD: Duration = Duration::from_secs(120 * 60);
 pub fn next_of_sender(pushed: &[Timestamp], most: u32, now: Timestamp) -> Option<Timestamp> {
     let most = usize::try_from(most).unwrap_or(usize::MAX);
     let over = pushed.len().checked_sub(most).filter(|_| most > 0)?;
-    pushed.get(over).map(|&at| clock::after(at, GUARD)).filter(|&at| at > now)
+    // A push that a clock showed before it was set back lies in the future: it holds up nothing for longer either.
+    pushed.get(over).map(|&at| clock::after(at.min(now), GUARD)).filter(|&at| at > now)
 }
 
 /// Messages fetched together: as many, and as many bytes, at most. One that is larger is fetched alone.
@@ -307,6 +308,12 @@ mod tests {
         let severe = Failure::new(Class::Administrator, "c", "r");
         let waits: Vec<_> = (1..=5).map(|times| back_off(&severe, times).as_secs()).collect();
         assert_eq!(waits, [60, 120, 300, 600, 600]);
+    #[test]
+    fn no_sender_waits_for_longer_than_the_guard() {
+        let in_a_day = clock::after(at(0), DAY);
+        assert_eq!(next_of_sender(&[in_a_day], 1, at(0)), Some(clock::after(at(0), GUARD)));
+    }
+
         assert_eq!(back_off(&passing.wait(Duration::from_secs(299)), 1).as_secs(), 299);
         let waits: Vec<_> = (0..=6).map(|tries| refused_again_after(tries).as_secs()).collect();
         assert_eq!(waits, [300, 300, 900, 3600, 10800, 21600, 21600]);

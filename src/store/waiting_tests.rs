@@ -113,6 +113,19 @@ async fn nothing_waits_for_a_time_that_a_clock_showed_before_it_was_set_back() {
     assert_eq!(opened.store.pace(&john(), at(-day)).await.unwrap().len(), 1);
 }
 
+#[tokio::test]
+async fn no_sender_waits_for_a_time_that_a_clock_showed_before_it_was_set_back() {
+    let opened = open().await;
+    let (store, john, day) = (&opened.store, john(), 86_400);
+    let mark = Mark { uidvalidity: 7, uid: 1 };
+    store.found(&john, "INBOX", mark, vec![1], at(day)).await.unwrap();
+    let note = (Some("<1@x>".to_owned()), None, Some("a@x.test".to_owned()), false);
+    store.note_push_of(&john, "INBOX", 7, 1, PushState::Pushing, note, at(day), at(day)).await.unwrap();
+    store.forget_future(at(5)).await.unwrap();
+    assert_eq!(store.pushed_of("a@x.test", at(0)).await.unwrap(), [at(5)]);
+    assert_eq!(store.inboxes().await.unwrap()[0].looked_at, at(5));
+}
+
 fn jane() -> Address {
     Address::normalise("jane@example.com").unwrap()
 }
