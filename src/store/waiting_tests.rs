@@ -126,6 +126,23 @@ async fn no_sender_waits_for_a_time_that_a_clock_showed_before_it_was_set_back()
     assert_eq!(store.inboxes().await.unwrap()[0].looked_at, at(5));
 }
 
+#[tokio::test]
+async fn what_is_wanted_back_while_it_is_moved_to_quarantine_comes_back() {
+    let opened = open().await;
+    let (store, john) = (&opened.store, john());
+    store.found(&john, "INBOX", Mark { uidvalidity: 7, uid: 2 }, vec![1, 2], at(0)).await.unwrap();
+    for uid in [1, 2] {
+        let note = (Some(format!("<{uid}@x>")), Some("no".to_owned()), None, true);
+        store.note_push_of(&john, "INBOX", 7, uid, PushState::Refused, note, at(9), at(1)).await.unwrap();
+    }
+    let quarantined = store.quarantined(Some(&john)).await.unwrap();
+    let wanted = quarantined.iter().find(|message| message.uid == 2).unwrap();
+    assert!(store.retry_received(wanted, at(2)).await.unwrap());
+    store.settle_received(&john, "INBOX", 7, vec![1, 2], PushState::Moved, at(3), at(3)).await.unwrap();
+    let returning = store.returning(&john, "INBOX").await.unwrap();
+    assert_eq!(returning.iter().map(|message| message.uid).collect::<Vec<_>>(), [2]);
+}
+
 fn jane() -> Address {
     Address::normalise("jane@example.com").unwrap()
 }
