@@ -32,7 +32,7 @@ impl Inbox {
         line.session.look_again();
         let known = store.mark(address, folder).await?;
         let look = Look::new(known, selected, store.sure_until(address).await?);
-        let found = line.session.search(&look.search()).await?;
+        let found = line.session.search_from(look.lowest(), &look.search(), selected).await?;
         let Found { mark, mut uids, beyond } = look.enter(selected, found);
         self.beyond = beyond;
         let mut doubtful = Vec::new();
@@ -43,7 +43,7 @@ impl Inbox {
             doubtful.extend(read);
         }
         if !self.looked {
-            doubtful.extend(self.perhaps_pushed(line, mark, known, &uids).await?);
+            doubtful.extend(self.perhaps_pushed(line, selected, known, &uids).await?);
         }
         let now = clock::now();
         // The clock may have been set back since: then the last look is not written down where it belongs.
@@ -65,12 +65,12 @@ impl Inbox {
     async fn perhaps_pushed(
         &self,
         line: &mut Line,
-        mark: Mark,
+        selected: Folder,
         known: Option<Mark>,
         uids: &[u32],
     ) -> Result<Vec<u32>, Stop> {
         let (address, folder) = (self.desk.mailbox.address(), self.desk.mailbox.config.folder.as_str());
-        let waiting = self.desk.store.lowest_waiting(address, folder, mark.uidvalidity).await?;
+        let waiting = self.desk.store.lowest_waiting(address, folder, selected.uidvalidity).await?;
         let Some(lowest) = uids.first().copied().into_iter().chain(waiting).min() else {
             return Ok(Vec::new());
         };
@@ -79,7 +79,7 @@ impl Inbox {
             return Ok(Vec::new());
         }
         let marked = if self.desk.mailbox.config.fetch.after == After::None { "" } else { " SEEN" };
-        Ok(line.session.search(&format!("UID {lowest}:*{marked}")).await?)
+        Ok(line.session.search_from(lowest, &format!("UID {lowest}:*{marked}"), selected).await?)
     }
 
     /// Moves what a person wants tried again from the quarantine folder back to where it came from; there it is new.

@@ -68,6 +68,14 @@ impl Look {
         }
     }
 
+    /// Below this UID nothing is new.
+    pub fn lowest(self) -> u32 {
+        match self {
+            Self::Unread | Self::Since(_) => 1,
+            Self::Above(uid) => uid.saturating_add(1),
+        }
+    }
+
     /// What to enter of what the search `found`.
     pub fn enter(self, folder: Folder, mut found: Vec<u32>) -> Found {
         found.sort_unstable();
@@ -301,6 +309,12 @@ mod tests {
     }
 
     #[test]
+    fn no_sender_waits_for_longer_than_the_guard() {
+        let in_a_day = clock::after(at(0), DAY);
+        assert_eq!(next_of_sender(&[in_a_day], 1, at(0)), Some(clock::after(at(0), GUARD)));
+    }
+
+    #[test]
     fn waits_grow_and_end() {
         let passing = Failure::new(Class::Transient, "c", "r");
         let waits: Vec<_> = (1..=9).map(|times| back_off(&passing, times).as_secs()).collect();
@@ -308,12 +322,6 @@ mod tests {
         let severe = Failure::new(Class::Administrator, "c", "r");
         let waits: Vec<_> = (1..=5).map(|times| back_off(&severe, times).as_secs()).collect();
         assert_eq!(waits, [60, 120, 300, 600, 600]);
-    #[test]
-    fn no_sender_waits_for_longer_than_the_guard() {
-        let in_a_day = clock::after(at(0), DAY);
-        assert_eq!(next_of_sender(&[in_a_day], 1, at(0)), Some(clock::after(at(0), GUARD)));
-    }
-
         assert_eq!(back_off(&passing.wait(Duration::from_secs(299)), 1).as_secs(), 299);
         let waits: Vec<_> = (0..=6).map(|tries| refused_again_after(tries).as_secs()).collect();
         assert_eq!(waits, [300, 300, 900, 3600, 10800, 21600, 21600]);

@@ -192,6 +192,20 @@ impl Session {
         Ok(found)
     }
 
+    /// As [`Session::search`], in the folder just selected, for what can only find UIDs from `from` on: in a folder so full
+    /// that the answer would be a longer line than is read, piece by piece.
+    ///
+    /// # Errors
+    /// As [`Session::search`].
+    pub async fn search_from(&mut self, from: u32, key: &str, folder: Folder) -> Result<Vec<u32>, Error> {
+        let mut found = Vec::new();
+        for range in ranges(from, folder.uidnext, self.heard.exists()) {
+            let key = range.map_or_else(|| key.to_owned(), |range| format!("UID {range} {key}"));
+            found.extend(self.search(&key).await?);
+        }
+        Ok(found)
+    }
+
     /// Says goodbye.
     pub async fn logout(mut self) {
         let goodbye = async {
@@ -245,6 +259,24 @@ impl Session {
             command.split(' ').take_while(|word| word.len() > 2).take(2).collect::<Vec<_>>().join(" ");
         within(limit, &verb, work).await.map_err(Error::Lost)?
     }
+}
+
+/// So many UIDs surely fit into one answer to SEARCH, each with ten digits and a space.
+const UIDS_AT_A_TIME: u32 = 150_000;
+
+/// The `sequence-set`s of UIDs in which a search has to be done piece by piece; `None`: in one, without any. The last one
+/// is open: messages may have come in between.
+fn ranges(from: u32, uidnext: u32, exists: u32) -> Vec<Option<String>> {
+    if uidnext.saturating_sub(from).min(exists) <= UIDS_AT_A_TIME {
+        return vec![None];
+    }
+    let (mut ranges, mut first) = (Vec::new(), from);
+    while let Some(next) = first.checked_add(UIDS_AT_A_TIME).filter(|&next| next < uidnext) {
+        ranges.push(Some(format!("{first}:{}", next - 1)));
+        first = next;
+    }
+    ranges.push(Some(format!("{first}:*")));
+    ranges
 }
 
 /// The SASL mechanism XOAUTH2: the token answers the first challenge; the second one holds the reason of a refusal,
@@ -359,4 +391,27 @@ pub(super) fn cut() -> Failure {
 
 fn odd(what: &str) -> Failure {
     Failure::new(Class::Transient, "odd answer", what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_folder_is_searched_in_pieces_that_fit() {
+        let set = |sets: &[&str]| sets.iter().map(|set| Some((*set).to_owned())).collect::<Vec<_>>();
+        let rows = [
+            (1, 1, 0, vec![None]),
+            (1, 150_001, 150_000, vec![None]),
+            (1, u32::MAX, 150_000, vec![None]),
+            (900_000, 900_005, 400_000, vec![None]),
+            (1, 400_001, 400_000, set(&["1:150000", "150001:300000", "300001:*"])),
+            (7, 300_007, 300_000, set(&["7:150006", "150007:*"])),
+            (u32::MAX - 150_001, u32::MAX, 400_000, set(&["4294817294:4294967293", "4294967294:*"])),
+        ];
+        for (from, uidnext, exists, expected) in rows {
+            assert_eq!(ranges(from, uidnext, exists), expected, "{from} {uidnext} {exists}");
+        }
+        assert!(UIDS_AT_A_TIME as usize * "4294967295 ".len() < super::super::wire::LONGEST_SEARCH);
+    }
 }

@@ -49,6 +49,11 @@ pub(super) struct Heard {
 }
 
 impl Heard {
+    /// Messages in the folder, as the server last told.
+    pub(super) fn exists(self) -> u32 {
+        self.exists
+    }
+
     /// Takes note of an untagged response. A count that is repeated is no news: some servers begin every IDLE with it.
     pub(super) fn note(&mut self, response: &Response<'_>) {
         match response {

@@ -12,7 +12,7 @@ use tokio_rustls::client::TlsStream;
 const LONGEST_LINE: usize = 64 << 10;
 /// How the one response begins that may be longer, and how long it may be: room for the UIDs of 200,000 messages.
 const SEARCH: &[u8] = b"* SEARCH";
-const LONGEST_SEARCH: usize = 2 << 20;
+pub(super) const LONGEST_SEARCH: usize = 2 << 20;
 /// The longest literal that is read, in bytes: the largest message that is fetched, and some more, since Exchange only
 /// estimates sizes. The library makes room for a literal as soon as it is announced.
 const LONGEST_LITERAL: u64 = 136 << 20;
