@@ -15,7 +15,7 @@ use crate::mailbox::Mailbox;
 use crate::microsoft::expiry;
 use crate::odoo::Gateway;
 use crate::reports::{Feed, Reporter};
-use crate::store::{self, Store, Stray};
+use crate::store::{self, Restored, Store, Stray};
 use crate::submission::{Intake, Listener, Sockets};
 use crate::tokens::Tokens;
 use crate::{clock, tls, tokens};
@@ -70,10 +70,12 @@ pub async fn run(config: &Config, inherited: Inherited, counters: Counters) -> a
     let doors = Doors { submission, admin: bind(config.admin.listen, "[admin] listen").await? };
     let tls = tls::client(config.microsoft.ca_file.as_deref())?;
     let http = tokens::endpoint::http_client(&tls).context("the HTTP client could not be set up")?;
-    let (store, writer) = Store::open(&config.store).await?;
+    // The lock comes first: `store restore` may be putting another file in place.
+    config.store.create()?;
     let Some(_lock) = lock(&config.store.path)? else {
         bail!("{}: another outlook-relay works on this store: stop it first", config.store.path.display());
     };
+    let (store, writer) = Store::open(&config.store).await?;
     // Apart from the others, since it has to outlive them.
     let mut writing = JoinSet::new();
     writing.spawn(writer.run());
@@ -119,6 +121,9 @@ async fn start(
     let now = clock::now();
     store.forget_future(now).await?;
     store.recover(now).await?;
+    if let Some(restored) = store.take_up_backup(now).await? {
+        say_restored(&restored);
+    }
     take_in_strays(config, store).await?;
 
     let mailboxes: Arc<[Arc<Mailbox>]> = config.mailboxes.iter().cloned().map(Mailbox::new).collect();
@@ -328,6 +333,20 @@ async fn take_in_strays(config: &Config, store: &Store) -> anyhow::Result<()> {
         store.reroute(id, route.mailbox, route.rule, route.new_from, hold).await?;
     }
     Ok(())
+}
+
+/// The store was put back from a backup.
+fn say_restored(restored: &Restored) {
+    let Restored { made_at, messages, others, reports } = restored;
+    tracing::warn!(
+        made_at = %clock::to_second(*made_at),
+        messages,
+        others,
+        reports,
+        advice = "what was queued is looked for in Sent Items before it is sent (where nobody can look, on_unknown decides), and \
+                  Odoo is asked before it gets anything again; look at `outlook-relay status`, and send invitations anew",
+        "restored"
+    );
 }
 
 /// What the world comes in by.

@@ -7,7 +7,7 @@ use super::invites::InviteWrite;
 use super::queue::QueueWrite;
 use super::report::ReportWrite;
 use super::tokens::StoredToken;
-use super::{Error, by_hand, future, inbox, invites, queue, report, tokens};
+use super::{Error, by_hand, future, inbox, invites, queue, report, restored, tokens};
 use crate::address::Address;
 use crate::sealing::Keyring;
 use jiff::Timestamp;
@@ -31,6 +31,7 @@ pub(super) enum Write {
     ByHand(ByHand),
     Future(Timestamp),
     Report(ReportWrite),
+    Restored(Timestamp),
 }
 
 impl Write {
@@ -43,6 +44,7 @@ impl Write {
             Self::ByHand(write) => write.operation(),
             Self::Future(_) => "take up what a clock set back left in the future",
             Self::Report(write) => write.operation(),
+            Self::Restored(_) => "take up a backup",
         }
     }
 
@@ -55,6 +57,7 @@ impl Write {
             Self::ByHand(write) => by_hand::apply(write, connection).await,
             Self::Future(now) => future::apply(*now, connection).await,
             Self::Report(write) => report::apply(write, connection).await,
+            Self::Restored(now) => restored::apply(*now, connection).await,
         }
     }
 }
