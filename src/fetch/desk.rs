@@ -188,8 +188,10 @@ impl Desk {
         // One whose push was unknown is known not to be there.
         let state = if row.state == PushState::Refused { PushState::Refused } else { PushState::Waiting };
         let wait = clock::until(clock::now(), until);
-        let answer = "waits: Odoo takes a sender of more new messages in two hours for a loop".to_owned();
-        self.write(uidvalidity, row, state, Some(answer), false, wait).await
+        // Why Odoo refused it stays known: `inbox list` shows it.
+        let answer = (state != PushState::Refused)
+            .then(|| "waits: Odoo takes a sender of more new messages in two hours for a loop".to_owned());
+        self.write(uidvalidity, row, state, answer, false, wait).await
     }
 
     async fn push(

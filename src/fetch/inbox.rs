@@ -17,11 +17,13 @@ use crate::store::Store;
 use crate::tokens::Tokens;
 use jiff::Timestamp;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_rustls::rustls::ClientConfig;
 use tokio_util::sync::CancellationToken;
 
+/// An IDLE that the server ends sooner, without any news, is none; it may do so once.
+const SHORT_IDLE: Duration = Duration::from_secs(10);
 /// Messages read from the ledger at a time.
 const BATCH: u32 = 50;
 
@@ -36,6 +38,8 @@ pub struct Inbox {
     line: Option<Line>,
     /// Turns that failed in a row.
     failures: u32,
+    /// Sessions in a row that ended soon after their first look.
+    short_lived: u32,
     /// Whether the last turn failed at Odoo.
     waits_for_odoo: bool,
     pub(super) stumbles: Stumbles,
@@ -80,6 +84,7 @@ impl Inbox {
             disk: Trouble::new("store failed", "store recovered", "store", subject),
             line: None,
             failures: 0,
+            short_lived: 0,
             waits_for_odoo: false,
             stumbles: Stumbles::default(),
             noted_at: None,
@@ -129,8 +134,8 @@ impl Inbox {
             Err(Stop::Token(failure)) => Failure { class: Class::Transient, ..failure },
             Err(Stop::Odoo(failure)) => failure,
             Err(Stop::Imap(failure)) => match self.lost(failure) {
-                Some(failure) => failure,
-                None => return Some(Duration::ZERO),
+                Ok(wait) => return Some(wait),
+                Err(failure) => failure,
             },
             Err(Stop::Store(error)) => {
                 let failure = Failure::new(Class::Administrator, "store", chain(&error)).advise(
@@ -145,8 +150,9 @@ impl Inbox {
         Some(plan::back_off(&failure, self.failures))
     }
 
-    /// Gives up the session. `None`: it had served, so a new one is tried at once, without a word.
-    fn lost(&mut self, failure: Failure) -> Option<Failure> {
+    /// Gives up the session. Where it had served, a new one is tried without a word: at once, but for servers (and what
+    /// stands before them) that end each of them; so long after. Else it is trouble.
+    fn lost(&mut self, failure: Failure) -> Result<Duration, Failure> {
         let line = self.line.take();
         let mailbox = &self.desk.mailbox;
         if let Some(line) = &line
@@ -154,13 +160,18 @@ impl Inbox {
         {
             self.tokens.refused(mailbox.address(), &line.token);
         }
-        if failure.class == Class::Transient && line.is_some_and(|line| line.proven) {
+        if let Some(line) = line.filter(|line| line.proven && failure.class == Class::Transient) {
             tracing::debug!(mailbox = %mailbox.address(), code = %failure.code, reply = %failure.reply, "session ended");
-            return None;
+            if !line.is_short_lived() {
+                self.short_lived = 0;
+                return Ok(Duration::ZERO);
+            }
+            self.short_lived = self.short_lived.saturating_add(1);
+            return Ok(plan::back_off(&failure, self.short_lived));
         }
         let failure = imap_replies::persisting(failure, self.failures.saturating_add(1));
         mailbox.imap.fail(&failure, clock::now());
-        Some(failure)
+        Err(failure)
     }
 
     /// Looks the folder through once, and does what is to be done.
@@ -227,6 +238,7 @@ impl Inbox {
             let mut round = Round { desk: &desk, line, uidvalidity, room, stumbles };
             Box::pin(round.bring(batch, soft)).await?;
             line.proven = true;
+            line.useful = true;
             if alone {
                 self.stumbles.one_by_one = self.stumbles.one_by_one.saturating_sub(1);
             }
@@ -257,9 +269,13 @@ impl Inbox {
                 _ = woken.changed() => {}
             }
         };
-        match line.session.idle(limit, stop).await? {
-            Idled::News | Idled::Elapsed | Idled::Stopped => Ok(Duration::ZERO),
-            Idled::Refused => {
+        let begun = Instant::now();
+        let idled = line.session.idle(limit, stop).await?;
+        let ended = idled == Idled::News && !line.session.has_news() && begun.elapsed() < SHORT_IDLE;
+        line.idles_ended = if ended { line.idles_ended.saturating_add(1) } else { 0 };
+        match idled {
+            Idled::News | Idled::Elapsed | Idled::Stopped if line.idles_ended < 2 => Ok(Duration::ZERO),
+            _ => {
                 tracing::debug!(mailbox = %mailbox.address(), "the server does not want to idle: polling");
                 line.able.idle = false;
                 Ok(fetch.poll.min(until_due))

@@ -48,10 +48,11 @@ impl Inbox {
             doubtful.extend(lying.iter().filter(may_be).map(|message| message.uid));
         }
         if !self.looked {
-            doubtful.extend(self.perhaps_pushed(line, mark, known, &uids).await?);
+            doubtful.extend(self.perhaps_pushed(line, selected, known, &uids).await?);
         }
         let now = clock::now();
-        let noted = self.noted_at.is_some_and(|at| now.duration_since(at) < NOTE_EVERY);
+        // The clock may have been set back since: then the last look is not written down where it belongs.
+        let noted = self.noted_at.is_some_and(|at| at <= now && now.duration_since(at) < NOTE_EVERY);
         if !noted || !uids.is_empty() || known != Some(mark) {
             store.found(address, folder, mark, uids, now).await?;
             self.noted_at = Some(now);
@@ -69,12 +70,12 @@ impl Inbox {
     async fn perhaps_pushed(
         &self,
         line: &mut Line,
-        mark: Mark,
+        selected: Folder,
         known: Option<Mark>,
         uids: &[u32],
     ) -> Result<Vec<u32>, Stop> {
         let (address, folder) = (self.desk.mailbox.address(), self.desk.mailbox.config.folder.as_str());
-        let waiting = self.desk.store.lowest_waiting(address, folder, mark.uidvalidity).await?;
+        let waiting = self.desk.store.lowest_waiting(address, folder, selected.uidvalidity).await?;
         let Some(lowest) = uids.first().copied().into_iter().chain(waiting).min() else {
             return Ok(Vec::new());
         };
@@ -85,7 +86,7 @@ impl Inbox {
         }
         let marked = if older || self.desk.mailbox.config.fetch.after == After::None { "" } else { " SEEN" };
         let mut found = Vec::new();
-        for range in plan::ranges(lowest, mark.uid.saturating_add(1)) {
+        for range in plan::ranges(lowest, selected.uidnext) {
             found.extend(line.session.search(&format!("UID {range}{marked}")).await?);
         }
         Ok(found)

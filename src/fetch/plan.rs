@@ -127,7 +127,8 @@ pub const GUARD: Duration = Duration::from_secs(120 * 60);
 pub fn next_of_sender(pushed: &[Timestamp], most: u32, now: Timestamp) -> Option<Timestamp> {
     let most = usize::try_from(most).unwrap_or(usize::MAX);
     let over = pushed.len().checked_sub(most).filter(|_| most > 0)?;
-    pushed.get(over).map(|&at| clock::after(at, GUARD)).filter(|&at| at > now)
+    // A push that a clock showed before it was set back lies in the future: it holds up nothing for longer either.
+    pushed.get(over).map(|&at| clock::after(at.min(now), GUARD)).filter(|&at| at > now)
 }
 
 /// Messages fetched together, at most.
@@ -333,6 +334,12 @@ mod tests {
         fn every_message_is_in_one_group(sizes in any::<Vec<u64>>()) {
             prop_assert_eq!(groups(&sizes).iter().sum::<usize>(), sizes.len());
         }
+    }
+
+    #[test]
+    fn no_sender_waits_for_longer_than_the_guard() {
+        let in_a_day = clock::after(at(0), DAY);
+        assert_eq!(next_of_sender(&[in_a_day], 1, at(0)), Some(clock::after(at(0), GUARD)));
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub enum Fault {
     Silence,
     /// The command is answered, and from then on nothing comes any more: a dead connection that looks alive.
     SilenceAfter,
+    /// An IDLE is accepted, and ended at once by the server, with this tagged text.
+    Ended(String),
     /// Bytes that are no IMAP, and then the right answer.
     Garbage,
     /// A line that never ends.
@@ -51,6 +53,10 @@ impl Fault {
 
     pub fn bad(text: &str) -> Self {
         Self::Bad(text.to_owned())
+    }
+
+    pub fn ended(text: &str) -> Self {
+        Self::Ended(text.to_owned())
     }
 
     pub fn bye(text: &str) -> Self {
