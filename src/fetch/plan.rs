@@ -100,7 +100,7 @@ const PORTIONS: u32 = 1000;
 /// All UIDs from one on, as `seq-range`s (RFC 9051 section 9) for one search each. The last has no end: UIDNEXT may be
 /// higher by now.
 pub fn ranges(from: u32, uidnext: u32) -> Vec<String> {
-    let portion = PORTION.max(uidnext.saturating_sub(from) / PORTIONS);
+    let portion = PORTION.max(uidnext.saturating_sub(from).div_ceil(PORTIONS));
     let mut ranges = Vec::new();
     let mut from = from;
     while let Some(next) = from.checked_add(portion).filter(|&next| next < uidnext) {
