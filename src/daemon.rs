@@ -9,7 +9,7 @@ use crate::consent::Consents;
 use crate::counters::Counters;
 use crate::delivery::{OnUnknown, Worker};
 use crate::doctor::Doctor;
-use crate::fetch::Inbox;
+use crate::fetch::{Inbox, Room};
 use crate::inherited::Inherited;
 use crate::mailbox::Mailbox;
 use crate::microsoft::expiry;
@@ -140,6 +140,7 @@ async fn start(
         });
     }
     let routes = Arc::new(config.routes());
+    let room = Room::default();
     let mut sending = HashMap::new();
     for mailbox in mailboxes.iter() {
         let mut worker =
@@ -154,7 +155,8 @@ async fn start(
             Ok(())
         });
         if let Some(gateway) = gateway.clone().filter(|_| mailbox.config.inbox) {
-            let inbox = Inbox::new(mailbox.clone(), store.clone(), tokens.clone(), gateway, tls.clone());
+            let (store, tokens, tls, room) = (store.clone(), tokens.clone(), tls.clone(), room.clone());
+            let inbox = Inbox::new(mailbox.clone(), store, tokens, gateway, tls, room);
             let soft = tasks.soft.clone();
             tasks.start("fetch", async move {
                 inbox.run(soft).await;

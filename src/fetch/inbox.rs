@@ -4,6 +4,8 @@
 use super::desk::Desk;
 use super::line::{Line, Stop};
 use super::plan;
+use super::prune::Pruning;
+use super::room::Room;
 use super::round::Round;
 use crate::clock;
 use crate::failure::{Class, Failure, chain};
@@ -28,6 +30,7 @@ pub struct Inbox {
     pub(super) desk: Desk,
     tokens: Tokens,
     tls: Arc<ClientConfig>,
+    room: Room,
     /// Trouble with the store.
     disk: Trouble,
     line: Option<Line>,
@@ -42,6 +45,7 @@ pub struct Inbox {
     pub(super) beyond: bool,
     /// Whether the folder was looked through since the start.
     pub(super) looked: bool,
+    pub(super) pruning: Pruning,
     /// The folder's UIDVALIDITY when it was last looked through.
     uidvalidity: u32,
 }
@@ -58,19 +62,21 @@ pub(super) struct Stumbles {
 }
 
 impl Inbox {
-    /// The inbox of a mailbox; nothing happens until it runs.
+    /// The inbox of a mailbox; nothing happens until it runs. All inboxes share the `room`.
     pub fn new(
         mailbox: Arc<Mailbox>,
         store: Store,
         tokens: Tokens,
         gateway: Gateway,
         tls: Arc<ClientConfig>,
+        room: Room,
     ) -> Self {
         let subject = mailbox.address().to_string();
         Self {
             desk: Desk { mailbox, store, gateway },
             tokens,
             tls,
+            room,
             disk: Trouble::new("store failed", "store recovered", "store", subject),
             line: None,
             failures: 0,
@@ -79,6 +85,7 @@ impl Inbox {
             noted_at: None,
             beyond: false,
             looked: false,
+            pruning: Pruning::default(),
             uidvalidity: 0,
         }
     }
@@ -187,7 +194,8 @@ impl Inbox {
         if !self.stumbles.unmarked {
             self.desk.mailbox.imap.well();
         }
-        self.work_off(line, soft).await
+        self.work_off(line, soft).await?;
+        self.prune(line, folder.uidvalidity).await
     }
 
     /// Does everything that the ledger says is to be done now.
@@ -215,7 +223,8 @@ impl Inbox {
             if line.expires_soon() {
                 return Err(Stop::Renew);
             }
-            let mut round = Round { desk: &desk, line, uidvalidity, stumbles: &mut self.stumbles };
+            let (room, stumbles) = (&self.room, &mut self.stumbles);
+            let mut round = Round { desk: &desk, line, uidvalidity, room, stumbles };
             Box::pin(round.bring(batch, soft)).await?;
             line.proven = true;
             if alone {

@@ -19,6 +19,8 @@ pub(super) struct Incoming {
     /// Who sent it, if it may begin a record in Odoo, which a report on another message does not: Odoo counts those
     /// against loops.
     pub(super) sender: Option<String>,
+    /// Whether it reports a failed delivery.
+    pub(super) bounce: bool,
     /// The messages that it says it replies to, the last of them. If Odoo has one, it begins no record.
     pub(super) replies_to: Vec<String>,
     /// It names another address of the company, and not the mailbox.
@@ -42,7 +44,8 @@ const MOST_REFERENCES: usize = 32;
 /// was found. But one that names another address in a domain of the company most likely came by that, as a further address
 /// of the mailbox, and has its route in Odoo: a second one would make a second record.
 pub(super) fn prepare(raw: Vec<u8>, mailbox: &Address, booked: Option<&str>, domains: &[String]) -> Incoming {
-    let found = HeaderView::parse(&raw).message_id();
+    let header = HeaderView::parse(&raw);
+    let (found, bounce) = (header.message_id(), header.is_bounce());
     let sender = sender(&raw);
     let message_id =
         found.clone().or_else(|| booked.map(str::to_owned)).unwrap_or_else(|| derived_id(&raw, mailbox));
@@ -58,11 +61,11 @@ pub(super) fn prepare(raw: Vec<u8>, mailbox: &Address, booked: Option<&str>, dom
         fields.push_str("\r\n");
     }
     if fields.is_empty() {
-        return Incoming { raw, message_id, sender, replies_to, to_others: named == Named::Company };
+        return Incoming { raw, message_id, sender, bounce, replies_to, to_others: named == Named::Company };
     }
     let mut with_fields = fields.into_bytes();
     with_fields.extend_from_slice(&raw);
-    Incoming { raw: with_fields, message_id, sender, replies_to, to_others: named == Named::Company }
+    Incoming { raw: with_fields, message_id, sender, bounce, replies_to, to_others: named == Named::Company }
 }
 
 impl Incoming {

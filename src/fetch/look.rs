@@ -5,8 +5,8 @@ use super::inbox::Inbox;
 use super::line::{Line, Stop};
 use super::plan::{self, Found, Look};
 use crate::clock;
-use crate::imap::{self, Folder};
-use crate::store::{Mark, PushState, Quarantined};
+use crate::imap::{self, Folder, Lying};
+use crate::store::{KEPT, Mark, PushState, Quarantined};
 use jiff::SignedDuration;
 use std::time::Duration;
 
@@ -32,15 +32,20 @@ impl Inbox {
         line.session.look_again();
         let known = store.mark(address, folder).await?;
         let look = Look::new(known, selected, store.sure_until(address).await?);
-        let found = line.session.search(&look.search()).await?;
+        let mut found = Vec::new();
+        for key in look.searches(selected.uidnext) {
+            found.extend(line.session.search(&key).await?);
+        }
         let Found { mark, mut uids, beyond } = look.enter(selected, found);
         self.beyond = beyond;
         let mut doubtful = Vec::new();
         if let Look::Since(then) = look {
             let lying = line.session.lying(&uids).await?;
             uids = plan::missed(&lying, then);
-            let read = lying.iter().filter(|message| message.seen).map(|message| message.uid);
-            doubtful.extend(read);
+            // What was read may have been pushed; so may have been what is too old for the ledger to know.
+            let kept = clock::before(clock::now(), KEPT);
+            let may_be = |message: &&Lying| message.seen || message.received_at.is_none_or(|at| at < kept);
+            doubtful.extend(lying.iter().filter(may_be).map(|message| message.uid));
         }
         if !self.looked {
             doubtful.extend(self.perhaps_pushed(line, mark, known, &uids).await?);
@@ -79,7 +84,11 @@ impl Inbox {
             return Ok(Vec::new());
         }
         let marked = if older || self.desk.mailbox.config.fetch.after == After::None { "" } else { " SEEN" };
-        Ok(line.session.search(&format!("UID {lowest}:*{marked}")).await?)
+        let mut found = Vec::new();
+        for range in plan::ranges(lowest, mark.uid.saturating_add(1)) {
+            found.extend(line.session.search(&format!("UID {range}{marked}")).await?);
+        }
+        Ok(found)
     }
 
     /// Moves what a person wants tried again from the quarantine folder back to where it came from; there it is new.

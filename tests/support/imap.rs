@@ -237,6 +237,26 @@ impl Imap {
         });
     }
 
+    /// Another INTERNALDATE.
+    pub fn set_received(&self, mailbox: &str, folder: &str, uid: u32, received: jiff::Timestamp) {
+        self.change(mailbox, folder, |folder| {
+            for message in folder.messages.iter_mut().filter(|message| message.uid == uid) {
+                message.received = received;
+            }
+        });
+    }
+
+    /// So many messages at once, each of another Message-Id; every second UID is of none, as in a folder that people tidy.
+    pub fn fill(&self, mailbox: &str, folder: &str, count: usize, raw: impl Fn(usize) -> Vec<u8>) {
+        let received = jiff::Timestamp::now();
+        self.change(mailbox, folder, |folder| {
+            for number in 0..count {
+                folder.add(Arc::new(raw(number)), BTreeSet::new(), received);
+                folder.uidnext += 1;
+            }
+        });
+    }
+
     /// Takes a message out from outside.
     pub fn remove(&self, mailbox: &str, folder: &str, uid: u32) {
         self.change(mailbox, folder, |folder| folder.messages.retain(|message| message.uid != uid));
