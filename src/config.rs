@@ -7,6 +7,9 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+/// The `client_id` of the shipped file. No app has it; the package starts nothing before it is replaced.
+const PLACEHOLDER: &str = "00000000-0000-0000-0000-000000000000";
+
 /// Everything that the file says, with its defaults.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -72,7 +75,11 @@ impl Config {
     }
 
     fn read(root: &mut Section<'_>) -> Self {
-        let microsoft = root.section("microsoft", microsoft::Config::read_root);
+        let mut app = (0, String::new());
+        let microsoft = root.section("microsoft", |s| {
+            app = s.place("client_id");
+            microsoft::Config::read_root(s)
+        });
         let delivery = root.section("delivery", |s| delivery::Config::read(s, &delivery::Config::default()));
         let fetch = root.section("fetch", |s| fetch::Config::read(s, &fetch::Config::default()));
         let mut has_gateway = false;
@@ -124,6 +131,10 @@ impl Config {
             Mistake { line, key, message: warning.message }
         });
         config.warnings = warnings.collect();
+        if config.mailboxes.iter().any(|mailbox| mailbox.microsoft.client_id == PLACEHOLDER) {
+            let message = "is the placeholder of the shipped file: write your app's Application (client) ID";
+            config.warnings.push(Mistake { line: app.0, key: app.1, message: message.to_owned() });
+        }
         config.warnings.sort();
         config
     }
@@ -191,10 +202,12 @@ mod tests {
     }
 
     #[test]
-    fn the_shipped_file_is_well_as_it_stands() {
+    fn the_shipped_file_is_well_as_it_stands_but_for_the_app_that_only_its_reader_knows() {
         let parsed = parse(SHIPPED);
         assert_eq!(parsed.mistakes, []);
-        assert_eq!(parsed.value.warnings, []);
+        let [warning] = parsed.value.warnings.as_slice() else { panic!("{:?}", parsed.value.warnings) };
+        let line = SHIPPED.lines().nth(warning.line - 1).unwrap();
+        assert!(line.starts_with("client_id = ") && warning.message.contains("placeholder"), "{warning:?}");
         assert_eq!(parsed.value.mailboxes.len(), 2);
     }
 

@@ -200,7 +200,9 @@ impl<'i> Section<'i> {
     /// The path that `key` names: relative ones are looked up in `$CREDENTIALS_DIRECTORY`, then beside the file.
     pub fn path_of(&mut self, key: &'static str) -> Option<PathBuf> {
         let name: PathBuf = self.get(key)?;
-        let credential = self.file.credentials.map(|folder| folder.join(&name)).filter(|path| path.exists());
+        // The unit sets an empty line in place of a file that is not there: it is that file which somebody has to write.
+        let given = |path: &PathBuf| path.metadata().is_ok_and(|credential| credential.len() > 1);
+        let credential = self.file.credentials.map(|folder| folder.join(&name)).filter(given);
         Some(credential.unwrap_or_else(|| self.file.folder.join(&name)))
     }
 
@@ -423,6 +425,9 @@ mod tests {
         };
         write(folder.path().join("both"), "beside", 0o600);
         write(credentials.path().join("both"), "credential\n", 0o400);
+        // As the unit sets them for files that are not there.
+        write(credentials.path().join("windows"), "\n", 0o400);
+        write(credentials.path().join("missing"), "\n", 0o400);
         write(folder.path().join("open"), "s", 0o644);
         write(folder.path().join("empty"), "\n", 0o600);
         write(folder.path().join("two"), "a\nb\n", 0o600);
@@ -440,5 +445,6 @@ mod tests {
         assert!(said[0].contains("everyone may read (mode 0644): chmod 600"), "{said:?}");
         assert!(said[1].contains("is empty") && said[2].contains("several lines"), "{said:?}");
         assert!(said[3].contains("cannot be read"), "{said:?}");
+        assert!(said[3].contains(&folder.path().display().to_string()), "{said:?}");
     }
 }

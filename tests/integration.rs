@@ -27,8 +27,10 @@ mod matrix;
 mod metrics;
 mod odoo_client;
 mod outgoing;
+mod package;
 mod page;
 mod queue;
+mod readme;
 mod rotation;
 mod sealing;
 #[path = "support/selftest/mod.rs"]
