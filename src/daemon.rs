@@ -1,40 +1,42 @@
-//! The daemon: builds everything from the configuration, starts it, and stops it in order.
+//! The daemon: builds everything from the configuration, starts it, reloads it, and stops it in order.
 //!
-//! Only this module starts tasks that live long. One that ends or panics before a shutdown was asked for ends the
-//! process, in order, with a failure; systemd starts it again.
+//! Only this module and [`fleet`](crate::fleet), for it, start tasks that live long. One that ends or panics before it was
+//! asked to ends the process, in order, with a failure; systemd starts it again.
 
+use crate::address::Address;
 use crate::admin::{self, Sources};
 use crate::config::Config;
 use crate::consent::Consents;
 use crate::counters::Counters;
-use crate::delivery::{OnUnknown, Worker};
+use crate::delivery::OnUnknown;
 use crate::doctor::Doctor;
-use crate::fetch::Inbox;
+use crate::fleet::{Changes, Fleet, Supply};
+use crate::health::{self, SILENCE};
 use crate::inherited::Inherited;
-use crate::mailbox::Mailbox;
-use crate::microsoft::expiry;
+use crate::microsoft::{self, expiry};
 use crate::odoo::Gateway;
-use crate::reports::{Feed, Reporter};
+use crate::reports::Feed;
+use crate::routing::Routes;
 use crate::store::{self, Store, Stray};
-use crate::submission::{Intake, Listener, Sockets};
+use crate::submission::{Intake, Listener, Sockets, Terms};
+use crate::tasks::{Part, Tasks};
 use crate::tokens::Tokens;
-use crate::{clock, tls, tokens};
+use crate::{clock, logging, tls, tokens};
 use anyhow::{Context, bail};
+use jiff::Timestamp;
 use sd_notify::NotifyState;
-use std::collections::HashMap;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::RwLock;
 use tokio::task::JoinSet;
+use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_util::sync::CancellationToken;
-
-/// How long messages in hand may take to finish once a stop was asked for. Below the 90 seconds after which systemd
-/// kills (`TimeoutStopSec=`).
-const GRACE: Duration = Duration::from_secs(75);
 
 /// How often the store is asked whether another process (the command line) wrote to it.
 const LOOK_FOR_CHANGES: Duration = Duration::from_secs(1);
@@ -42,34 +44,26 @@ const LOOK_FOR_CHANGES: Duration = Duration::from_secs(1);
 /// How often the clock is looked at.
 const LOOK_AT_CLOCK: Duration = Duration::from_secs(5);
 
-/// The long-lived tasks, and the two ways to stop them.
-struct Tasks {
-    running: JoinSet<(&'static str, anyhow::Result<()>)>,
-    /// Finish what is in hand.
-    soft: CancellationToken,
-    /// Drop what is in hand.
-    hard: CancellationToken,
-}
+/// How often the store is tried.
+const LOOK_AT_STORE: Duration = Duration::from_secs(20);
 
-impl Tasks {
-    fn start(&mut self, name: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
-        self.running.spawn(async move { (name, task.await) });
-    }
-}
-
-/// Runs until SIGTERM or SIGINT.
+/// Runs until SIGTERM or SIGINT; SIGHUP has it read its configuration again.
 ///
 /// # Errors
-/// What keeps it from starting (a port in use, a store that cannot be opened), or what ended it.
-pub async fn run(config: &Config, inherited: Inherited, counters: Counters) -> anyhow::Result<()> {
+/// A configuration with mistakes ([`crate::config::Mistakes`]), what keeps it from starting (a port in use, a store that
+/// cannot be opened), or what ended it.
+pub async fn run(file: &Path, inherited: Inherited) -> anyhow::Result<()> {
+    // First of all: unwatched it would end the process.
+    let mut hangup = signal(SignalKind::hangup()).context("SIGHUP cannot be watched")?;
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be watched")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be watched")?;
+    let config = Config::load(file)?;
+    let counters = logging::start();
 
     // Everything that can fail at the start does so here, before anything runs.
-    let submission = sockets(config, inherited).await?;
+    let submission = sockets(&config, inherited).await?;
     let doors = Doors { submission, admin: bind(config.admin.listen, "[admin] listen").await? };
-    let tls = tls::client(config.microsoft.ca_file.as_deref())?;
-    let http = tokens::endpoint::http_client(&tls).context("the HTTP client could not be set up")?;
+    let trust = Trust::new(&config)?;
     let (store, writer) = Store::open(&config.store).await?;
     let Some(_lock) = lock(&config.store.path)? else {
         bail!("{}: another outlook-relay works on this store: stop it first", config.store.path.display());
@@ -78,26 +72,26 @@ pub async fn run(config: &Config, inherited: Inherited, counters: Counters) -> a
     let mut writing = JoinSet::new();
     writing.spawn(writer.run());
 
-    let mut tasks =
-        Tasks { running: JoinSet::new(), soft: CancellationToken::new(), hard: CancellationToken::new() };
-    let started = start(config, &mut tasks, &store, doors, tls, http, counters).await;
-    let stopped = match started {
-        Ok(()) => {
-            drop(sd_notify::notify(&[NotifyState::Ready]));
-            tokio::select! {
-                _ = terminate.recv() => Ok("SIGTERM"),
-                _ = interrupt.recv() => Ok("SIGINT"),
-                error = unexpected_end(&mut tasks.running, &mut writing) => Err(error),
-            }
+    let mut tasks = Tasks::default();
+    let ended = async {
+        let mut service =
+            Service::start(file.to_owned(), config, &mut tasks, store.clone(), doors, trust, counters)
+                .await?;
+        drop(sd_notify::notify(&[NotifyState::Ready]));
+        tokio::select! {
+            _ = terminate.recv() => Ok("SIGTERM"),
+            _ = interrupt.recv() => Ok("SIGINT"),
+            error = service.work(&mut tasks, &mut hangup) => Err(error),
+            Some(ended) = writing.join_next() => Err(writer_ended(ended)),
         }
-        Err(error) => Err(error),
     };
+    let stopped = Box::pin(ended).await;
     drop(sd_notify::notify(&[NotifyState::Stopping]));
     match &stopped {
         Ok(signal) => tracing::info!(signal, "stopping"),
         Err(error) => tracing::error!(error = format!("{error:#}"), "stopping"),
     }
-    stop(tasks).await;
+    tasks.stop().await;
     store.close().await;
     while let Some(ended) = writing.join_next().await {
         ended.context("the store's writer failed")?;
@@ -105,153 +99,362 @@ pub async fn run(config: &Config, inherited: Inherited, counters: Counters) -> a
     stopped.map(|_| tracing::info!("stopped"))
 }
 
-/// Builds every part and starts its tasks.
-async fn start(
-    config: &Config,
-    tasks: &mut Tasks,
-    store: &Store,
-    doors: Doors,
-    tls: Arc<tokio_rustls::rustls::ClientConfig>,
+/// Without the writer nothing can be accepted, booked or settled any more.
+fn writer_ended(ended: Result<(), tokio::task::JoinError>) -> anyhow::Error {
+    match ended {
+        Ok(()) => anyhow::anyhow!("the store task ended by itself, which is a defect"),
+        Err(error) => anyhow::Error::new(error).context("a task panicked, which is a defect"),
+    }
+}
+
+/// Whom to trust on the network, and the client that does.
+struct Trust {
+    /// The roots besides the system's: their file may change under its name.
+    roots: Vec<CertificateDer<'static>>,
+    tls: Arc<ClientConfig>,
     http: reqwest::Client,
+}
+
+impl Trust {
+    fn new(config: &Config) -> anyhow::Result<Self> {
+        let file = config.microsoft.ca_file.as_deref();
+        let roots = file.map(tls::certificates).transpose()?.unwrap_or_default();
+        let tls = tls::client(file)?;
+        let http = tokens::endpoint::http_client(&tls).context("the HTTP client could not be set up")?;
+        Ok(Self { roots, tls, http })
+    }
+}
+
+/// The running daemon, and what it takes to change it.
+struct Service {
+    file: PathBuf,
+    /// What holds; of what cannot change while it runs: what it was started with.
+    config: Config,
+    trust: Trust,
+    store: Store,
+    fleet: Fleet,
+    routes: Arc<RwLock<Routes>>,
+    gateway: Option<Gateway>,
+    terms: Terms,
+    page: admin::Page,
+    consents: Consents,
     counters: Counters,
-) -> anyhow::Result<()> {
-    let Doors { submission, admin } = doors;
-    let now = clock::now();
-    store.forget_future(now).await?;
-    store.recover(now).await?;
-    take_in_strays(config, store).await?;
+    started_at: Timestamp,
+    reports: Part,
+    expiry: Part,
+}
 
-    let mailboxes: Arc<[Arc<Mailbox>]> = config.mailboxes.iter().cloned().map(Mailbox::new).collect();
-    let gateway = config.odoo.gateway.clone().map(|gateway| Gateway::new(gateway, http.clone()));
-    let consents = Consents::new(&mailboxes, store.clone(), http.clone());
-    let (tokens, keepers) = Tokens::new(&mailboxes, store.clone(), http.clone()).await?;
+impl Service {
+    /// Builds every part and starts its tasks.
+    async fn start(
+        file: PathBuf,
+        config: Config,
+        tasks: &mut Tasks,
+        store: Store,
+        doors: Doors,
+        trust: Trust,
+        counters: Counters,
+    ) -> anyhow::Result<Self> {
+        let Doors { submission, admin } = doors;
+        let now = clock::now();
+        store.forget_future(now).await?;
+        store.recover(now).await?;
+        let known: Vec<_> = config.mailboxes.iter().map(|mailbox| mailbox.address.clone()).collect();
+        take_in_strays(&config, &store, &known).await?;
+
+        let routes = Arc::new(RwLock::new(config.routes()));
+        let admin_address = admin.local_addr()?;
+        let addresses: Vec<String> = submission
+            .plain
+            .iter()
+            .chain(&submission.tls)
+            .map(|listener| listener.local_addr().map(|at| at.to_string()))
+            .collect::<Result<_, _>>()?;
+        let intake = Intake::new(routes.clone(), store.clone());
+        let listener = Listener::new(&config.submission, submission, intake)?;
+        let terms = listener.terms();
+
+        let gateway = config.odoo.gateway.clone().map(|gateway| Gateway::new(gateway, trust.http.clone()));
+        let mut fleet = Fleet::new(store.clone(), trust.http.clone()).await?;
+        let supply = supply(&config, &trust, &store, &routes, gateway.clone());
+        fleet.set(tasks, &supply, &config.mailboxes, false).await?;
+        let consents = Consents::new(&fleet.mailboxes(), store.clone(), trust.http.clone());
+        let sources = sources(&config, &trust, &store, &fleet, gateway.clone(), counters.clone(), now);
+        let page = admin::Page::new(config.admin.clone(), sources, consents.clone());
+
+        let always = tasks.part();
+        let soft = &always.soft;
+        let clock = watch_clock(store.clone(), soft.clone());
+        tasks.start("clock", "", &always, SILENCE, clock);
+        let changes = watch_changes(store.clone(), fleet.tokens().clone(), soft.clone());
+        tasks.start("changes", "", &always, SILENCE, changes);
+        let answering = page.serve(admin, soft.clone());
+        tasks.start("admin", "", &always, SILENCE, async move {
+            answering.await;
+            Ok(())
+        });
+        let listening = soft.clone();
+        tasks.start("submission", "", &always, SILENCE, async move {
+            listener.run(listening).await;
+            Ok(())
+        });
+        let (feeding, health) = (soft.clone(), tasks.health.clone());
+        tasks.start("watchdog", "", &always, SILENCE, async move {
+            health::feed(health, feeding).await;
+            Ok(())
+        });
+        if sd_notify::watchdog_enabled().is_some() {
+            tasks.start("store", "", &always, SILENCE, watch_store(store.clone(), soft.clone()));
+        }
+        let reports = report(tasks, &config, &store, gateway.clone(), None);
+        let expiry = warn_of_expiry(tasks, &config);
+        tracing::info!(
+            version = env!("CARGO_PKG_VERSION"),
+            submission = addresses.join(" "),
+            admin = %admin_address,
+            mailboxes = config.mailboxes.len(),
+            "ready"
+        );
+        Ok(Self {
+            file,
+            config,
+            trust,
+            store,
+            fleet,
+            routes,
+            gateway,
+            terms,
+            page,
+            consents,
+            counters,
+            started_at: now,
+            reports,
+            expiry,
+        })
+    }
+
+    /// Reloads as often as it is asked to, and looks after tasks that end. Returns when one ends that should not have.
+    async fn work(&mut self, tasks: &mut Tasks, hangup: &mut Signal) -> anyhow::Error {
+        loop {
+            tokio::select! {
+                ended = tasks.next() => {
+                    if let Err(error) = ended {
+                        return error;
+                    }
+                    if self.fleet.tidy() {
+                        self.take_in_strays().await;
+                    }
+                }
+                Some(()) = hangup.recv() => self.reload(tasks).await,
+            }
+        }
+    }
+
+    /// Mail that still waited in a mailbox that left.
+    async fn take_in_strays(&self) {
+        if let Err(error) = take_in_strays(&self.config, &self.store, &self.fleet.known()).await {
+            let advice = "restart the relay: it is routed anew then";
+            tracing::error!(
+                error = format!("{error:#}"),
+                advice,
+                "mail of a mailbox that left the configuration could not be routed anew"
+            );
+        }
+    }
+
+    /// Reads the configuration again. One with mistakes changes nothing. systemd is told of it all (sd_notify(3)).
+    async fn reload(&mut self, tasks: &mut Tasks) {
+        let mut begins = vec![NotifyState::Reloading];
+        begins.extend(NotifyState::monotonic_usec_now());
+        drop(sd_notify::notify(&begins));
+        let status = match Box::pin(self.try_reload(tasks)).await {
+            Ok(Changes { added, removed, changed }) => {
+                let mailboxes = self.config.mailboxes.len();
+                tracing::info!(mailboxes, added, removed, changed, "reloaded");
+                String::new()
+            }
+            Err(error) => {
+                // A line for each mistake.
+                let error = format!("{error:#}").replace('\n', "; ");
+                let advice =
+                    "nothing was changed: mend it, try it with `outlook-relay check`, and reload again";
+                tracing::error!(error, advice, "reload failed");
+                format!("reload failed, nothing was changed: {error}")
+            }
+        };
+        drop(sd_notify::notify(&[NotifyState::Status(&status), NotifyState::Ready]));
+    }
+
+    async fn try_reload(&mut self, tasks: &mut Tasks) -> anyhow::Result<Changes> {
+        let file = self.file.clone();
+        let config = tokio::task::spawn_blocking(move || Config::load(&file)).await??;
+        self.terms.check(&config.submission).context("[submission] does not fit the open sockets")?;
+        let trust = Trust::new(&config)?;
+        let same_roots = trust.roots == self.trust.roots;
+        let same_odoo = same_roots && config.odoo == self.config.odoo;
+        // What did not change stays: with it the gateway's sign-in and its connections.
+        let gateway = if same_odoo {
+            self.gateway.clone()
+        } else {
+            config.odoo.gateway.clone().map(|gateway| Gateway::new(gateway, trust.http.clone()))
+        };
+        let trust = if same_roots { None } else { Some(trust) };
+        let using = trust.as_ref().unwrap_or(&self.trust);
+        let supply = supply(&config, using, &self.store, &self.routes, gateway.clone());
+        // Routes to new mailboxes last of what may fail, and before the old ones stop: nothing goes to these any more.
+        let former = std::mem::replace(&mut *self.routes.write().await, config.routes());
+        let changes = match self.fleet.set(tasks, &supply, &config.mailboxes, !same_odoo).await {
+            Ok(changes) => changes,
+            Err(error) => {
+                *self.routes.write().await = former;
+                self.take_in_strays().await;
+                return Err(error.into());
+            }
+        };
+
+        // From here on nothing fails.
+        for key in fixed(&self.config, &config) {
+            tracing::warn!(key, advice = "restart the relay for it", "not changed by a reload");
+        }
+        let before = std::mem::replace(&mut self.config, config);
+        self.config.store = before.store.clone();
+        self.config.admin.listen = before.admin.listen;
+        self.config.submission.listen.clone_from(&before.submission.listen);
+        self.config.submission.listen_tls.clone_from(&before.submission.listen_tls);
+        if let Some(trust) = trust {
+            self.trust = trust;
+        }
+        self.gateway = gateway;
+        self.terms.set(&self.config.submission);
+        self.consents = self.consents.renew(&self.fleet.mailboxes(), self.trust.http.clone());
+        let sources = sources(
+            &self.config,
+            &self.trust,
+            &self.store,
+            &self.fleet,
+            self.gateway.clone(),
+            self.counters.clone(),
+            self.started_at,
+        );
+        self.page.set(self.config.admin.clone(), sources, self.consents.clone());
+        if !same_odoo || keep_failed(&before) != keep_failed(&self.config) {
+            self.reports.stop();
+            let former = Some(self.reports.clone());
+            self.reports = report(tasks, &self.config, &self.store, self.gateway.clone(), former);
+        }
+        if apps(&before) != apps(&self.config) {
+            self.expiry.stop();
+            self.expiry = warn_of_expiry(tasks, &self.config);
+        }
+        Ok(changes)
+    }
+}
+
+fn supply(
+    config: &Config,
+    trust: &Trust,
+    store: &Store,
+    routes: &Arc<RwLock<Routes>>,
+    gateway: Option<Gateway>,
+) -> Supply {
+    Supply {
+        store: store.clone(),
+        tls: trust.tls.clone(),
+        http: trust.http.clone(),
+        routes: routes.clone(),
+        odoo: config.odoo.clone(),
+        gateway,
+    }
+}
+
+/// What the page and the programs that ask the daemon are told from.
+fn sources(
+    config: &Config,
+    trust: &Trust,
+    store: &Store,
+    fleet: &Fleet,
+    gateway: Option<Gateway>,
+    counters: Counters,
+    started_at: Timestamp,
+) -> Sources {
     let odoo = config.odoo.gateway.as_ref();
-    let doctor = Doctor::new(mailboxes.clone(), tokens.clone(), odoo, &http, tls.clone());
-    for keeper in keepers {
-        let soft = tasks.soft.clone();
-        tasks.start("tokens", async move {
-            keeper.run(soft).await;
-            Ok(())
-        });
-    }
-    let routes = Arc::new(config.routes());
-    let mut sending = HashMap::new();
-    for mailbox in mailboxes.iter() {
-        let mut worker =
-            Worker::new(mailbox.clone(), store.clone(), tokens.clone(), tls.clone(), routes.clone());
-        if let Some(reporter) = Reporter::new(store.clone(), &config.odoo, mailbox.address()) {
-            worker.report_with(reporter);
-        }
-        sending.insert(mailbox.address().clone(), worker.status());
-        let (soft, hard) = (tasks.soft.clone(), tasks.hard.clone());
-        tasks.start("delivery", async move {
-            worker.run(soft, hard).await;
-            Ok(())
-        });
-        if let Some(gateway) = gateway.clone().filter(|_| mailbox.config.inbox) {
-            let inbox = Inbox::new(mailbox.clone(), store.clone(), tokens.clone(), gateway, tls.clone());
-            let soft = tasks.soft.clone();
-            tasks.start("fetch", async move {
-                inbox.run(soft).await;
-                Ok(())
-            });
-        }
-    }
-    tasks.start("clock", watch_clock(store.clone(), tasks.soft.clone()));
-    let keep_failed =
-        mailboxes.iter().map(|m| (m.address().clone(), m.config.delivery.keep_failed)).collect();
-    let feed = Feed::new(store.clone(), gateway.clone(), keep_failed);
-    let soft = tasks.soft.clone();
-    tasks.start("reports", async move {
-        feed.run(soft).await;
-        Ok(())
-    });
-    tasks.start("changes", watch_changes(store.clone(), tokens.clone(), tasks.soft.clone()));
-
-    let apps = mailboxes.iter().map(|mailbox| mailbox.config.microsoft.clone()).collect();
-    let soft = tasks.soft.clone();
-    tasks.start("expiry", async move {
-        expiry::watch(apps, soft).await;
-        Ok(())
-    });
-
-    let admin_address = admin.local_addr()?;
-    let addresses: Vec<String> = submission
-        .plain
-        .iter()
-        .chain(&submission.tls)
-        .map(|listener| listener.local_addr().map(|at| at.to_string()))
-        .collect::<Result<_, _>>()?;
-    let sources = Sources {
+    let tokens = fleet.tokens().clone();
+    let doctor = Doctor::new(fleet.mailboxes(), tokens.clone(), odoo, &trust.http, trust.tls.clone());
+    Sources {
         counters,
-        started_at: now,
-        mailboxes: mailboxes.clone(),
+        started_at,
+        mailboxes: fleet.mailboxes(),
         tokens,
         odoo: config.odoo.clone(),
         gateway,
         store: store.clone(),
-        sending: Arc::new(sending),
+        sending: Arc::new(fleet.sending()),
         doctor,
-    };
-    let (page, soft) = (config.admin.clone(), tasks.soft.clone());
-    tasks.start("admin", async move {
-        admin::serve(admin, page, sources, consents, soft).await;
-        Ok(())
-    });
-    let intake = Intake::new(config.routes(), store.clone());
-    let listener = Listener::new(&config.submission, submission, intake)?;
-    let soft = tasks.soft.clone();
-    tasks.start("submission", async move {
-        listener.run(soft).await;
-        Ok(())
-    });
-    tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
-        submission = addresses.join(" "),
-        admin = %admin_address,
-        mailboxes = mailboxes.len(),
-        "ready"
-    );
-    Ok(())
-}
-
-/// Soft first; after the grace, hard.
-async fn stop(mut tasks: Tasks) {
-    tasks.soft.cancel();
-    let drained = async {
-        while let Some(ended) = tasks.running.join_next().await {
-            if let Ok((name, Err(error))) = &ended {
-                tracing::warn!(task = name, error = format!("{error:#}"), "ended badly");
-            }
-        }
-    };
-    if tokio::time::timeout(GRACE, drained).await.is_err() {
-        tracing::warn!(
-            tasks = tasks.running.len(),
-            "what is in hand takes too long: its outcome counts as unknown"
-        );
-        tasks.hard.cancel();
-        let drained = async { while tasks.running.join_next().await.is_some() {} };
-        if tokio::time::timeout(Duration::from_secs(5), drained).await.is_err() {
-            tasks.running.abort_all();
-        }
     }
 }
 
-/// Waits until a task ends that should not have. The store's writer is one of them: without it nothing can be accepted,
-/// booked or settled any more.
-async fn unexpected_end(
-    running: &mut JoinSet<(&'static str, anyhow::Result<()>)>,
-    writing: &mut JoinSet<()>,
-) -> anyhow::Error {
-    let ended = tokio::select! {
-        Some(ended) = running.join_next() => ended,
-        Some(ended) = writing.join_next() => ended.map(|()| ("store", Ok(()))),
-    };
-    match ended {
-        Ok((name, Ok(()))) => anyhow::anyhow!("the {name} task ended by itself, which is a defect"),
-        Ok((name, Err(error))) => error.context(format!("the {name} task failed")),
-        Err(error) => anyhow::Error::new(error).context("a task panicked, which is a defect"),
+/// The keys of which another value is read, but not used before a restart.
+fn fixed(now: &Config, new: &Config) -> Vec<&'static str> {
+    let keys = [
+        ("[store] url", now.store.path != new.store.path),
+        ("[store] key_file", now.store.key_file != new.store.key_file),
+        ("[submission] listen", now.submission.listen != new.submission.listen),
+        ("[submission] listen_tls", now.submission.listen_tls != new.submission.listen_tls),
+        ("[admin] listen", now.admin.listen != new.admin.listen),
+    ];
+    keys.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
+}
+
+fn keep_failed(config: &Config) -> Vec<(Address, Duration)> {
+    config.mailboxes.iter().map(|m| (m.address.clone(), m.delivery.keep_failed)).collect()
+}
+
+fn apps(config: &Config) -> Vec<microsoft::Config> {
+    config.mailboxes.iter().map(|mailbox| mailbox.microsoft.clone()).collect()
+}
+
+/// Starts the task that brings reports to Odoo, once the one before it has ended.
+fn report(
+    tasks: &mut Tasks,
+    config: &Config,
+    store: &Store,
+    gateway: Option<Gateway>,
+    former: Option<Part>,
+) -> Part {
+    let part = tasks.part();
+    let feed = Feed::new(store.clone(), gateway, keep_failed(config));
+    let soft = part.soft.clone();
+    tasks.start("reports", "", &part, SILENCE, async move {
+        if let Some(former) = former {
+            former.ended().await;
+        }
+        feed.run(soft).await;
+        Ok(())
+    });
+    part
+}
+
+fn warn_of_expiry(tasks: &mut Tasks, config: &Config) -> Part {
+    let part = tasks.part();
+    let (apps, soft) = (apps(config), part.soft.clone());
+    tasks.start("expiry", "", &part, SILENCE, async move {
+        expiry::watch(apps, soft).await;
+        Ok(())
+    });
+    part
+}
+
+/// Has the store read and written now and then, only to see that it does.
+async fn watch_store(store: Store, soft: CancellationToken) -> anyhow::Result<()> {
+    loop {
+        // One that fails is not one that hangs.
+        if let Err(error) = store.probe().await {
+            tracing::debug!(error = %crate::failure::chain(&error), "the store could not be tried");
+        }
+        tokio::select! {
+            () = soft.cancelled() => return Ok(()),
+            () = tokio::time::sleep(LOOK_AT_STORE) => {}
+        }
     }
 }
 
@@ -305,11 +508,10 @@ async fn watch_changes(store: Store, tokens: Tokens, soft: CancellationToken) ->
     }
 }
 
-/// Mail whose mailbox left the configuration is routed anew: nothing may wait for a worker that is not there.
-async fn take_in_strays(config: &Config, store: &Store) -> anyhow::Result<()> {
-    let known: Vec<_> = config.mailboxes.iter().map(|mailbox| mailbox.address.clone()).collect();
+/// Mail whose mailbox is not `known`, since it left the configuration, is routed anew: nothing may wait for a worker that is not there.
+async fn take_in_strays(config: &Config, store: &Store, known: &[Address]) -> anyhow::Result<()> {
     let routes = config.routes();
-    for Stray { id, mailbox: before, from, mail_from, unknown } in store.strays(&known).await? {
+    for Stray { id, mailbox: before, from, mail_from, unknown } in store.strays(known).await? {
         let route = routes.route(from.as_deref(), &mail_from)?;
         let to = config.mailboxes.iter().find(|mailbox| mailbox.address == route.mailbox);
         let hold = to.is_some_and(|mailbox| mailbox.delivery.on_unknown == OnUnknown::Hold);
@@ -324,7 +526,9 @@ async fn take_in_strays(config: &Config, store: &Store) -> anyhow::Result<()> {
             ),
         };
         tracing::warn!(%id, %before, mailbox = %route.mailbox, unknown, advice, "routed anew: its mailbox left the configuration");
+        let arrivals = store.arrivals(&route.mailbox);
         store.reroute(id, route.mailbox, route.rule, route.new_from, hold).await?;
+        arrivals.notify_one();
     }
     Ok(())
 }
@@ -393,18 +597,13 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_task_that_ends_by_itself_ends_the_daemon_and_so_does_the_writer() {
-        let (mut running, mut writing) = (JoinSet::new(), JoinSet::new());
-        running.spawn(std::future::pending());
+    async fn a_writer_that_ends_ends_the_daemon() {
+        let mut writing = JoinSet::new();
         writing.spawn(async {});
-        let error = unexpected_end(&mut running, &mut writing).await;
+        let error = writer_ended(writing.join_next().await.unwrap());
         assert_eq!(error.to_string(), "the store task ended by itself, which is a defect");
         writing.spawn(async { panic!("on purpose") });
-        let error = unexpected_end(&mut running, &mut writing).await;
+        let error = writer_ended(writing.join_next().await.unwrap());
         assert_eq!(error.to_string(), "a task panicked, which is a defect");
-        writing.spawn(std::future::pending());
-        running.spawn(async { ("admin", Err(anyhow::anyhow!("no sockets"))) });
-        let error = unexpected_end(&mut running, &mut writing).await;
-        assert_eq!(format!("{error:#}"), "the admin task failed: no sockets");
     }
 }

@@ -44,13 +44,14 @@ use frame::Reader;
 use jiff::Timestamp;
 use limiter::Limiter;
 use maud::html;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use session::Sessions;
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use url::Url;
@@ -121,8 +122,8 @@ struct Admin {
     config: Config,
     sources: Sources,
     consents: Consents,
-    sessions: Sessions,
-    tries: login::Tries,
+    sessions: Arc<Sessions>,
+    tries: Arc<login::Tries>,
 }
 
 /// Whether somebody may see and use the administrator's page.
@@ -165,7 +166,7 @@ impl Admin {
                     p {
                         "It has no password, so it opens only on the machine of the relay itself, as "
                         code { "http://localhost" } ". To open it from elsewhere, set " code { "password_file" }
-                        " in " code { "[admin]" } " and start the relay again."
+                        " in " code { "[admin]" } " and reload the relay."
                     }
                 },
             )),
@@ -218,22 +219,45 @@ impl Admin {
     }
 }
 
-/// Answers until `stop`.
-pub async fn serve(
-    listener: TcpListener,
-    config: Config,
-    sources: Sources,
-    consents: Consents,
-    stop: CancellationToken,
-) {
-    let admin = Arc::new(Admin {
-        config,
-        sources,
-        consents,
-        sessions: Sessions::new(rand::random()),
-        tries: Mutex::new([Limiter::default(); 2]),
-    });
-    server::serve(listener, router(admin), stop).await;
+/// What is answered with, which may be exchanged at any time: each request finds what then holds.
+pub struct Page {
+    admin: Arc<Admin>,
+    router: watch::Sender<Router>,
+}
+
+impl Page {
+    /// Nobody is signed in yet.
+    pub fn new(config: Config, sources: Sources, consents: Consents) -> Self {
+        let sessions = Arc::new(Sessions::new(rand::random()));
+        let tries = Arc::new(Mutex::new([Limiter::default(); 2]));
+        let admin = Arc::new(Admin { config, sources, consents, sessions, tries });
+        let router = watch::Sender::new(router(admin.clone()));
+        Self { admin, router }
+    }
+
+    /// Exchanges all of it. Another password signs everybody out.
+    pub fn set(&mut self, config: Config, sources: Sources, consents: Consents) {
+        let Admin { config: before, sessions, tries, .. } = &*self.admin;
+        let secret =
+            |config: &Config| config.password.as_ref().map(|password| password.expose_secret().to_owned());
+        let sessions = if secret(before) == secret(&config) {
+            sessions.clone()
+        } else {
+            Arc::new(Sessions::new(rand::random()))
+        };
+        let tries = tries.clone();
+        self.admin = Arc::new(Admin { config, sources, consents, sessions, tries });
+        drop(self.router.send_replace(router(self.admin.clone())));
+    }
+
+    /// Answers until `stop`.
+    pub fn serve(
+        &self,
+        listener: TcpListener,
+        stop: CancellationToken,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        server::serve(listener, self.router.subscribe(), stop)
+    }
 }
 
 fn router(admin: Arc<Admin>) -> Router {

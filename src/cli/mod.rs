@@ -188,9 +188,12 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
     if let Command::ImportOdoo(arguments) = &cli.command {
         return import::import(arguments, &cli.config, cli.json);
     }
+    if let Command::Run = &cli.command {
+        return run::run(&cli.config);
+    }
     let config = Config::load(&cli.config)?;
     match &cli.command {
-        Command::Run => run::run(&config),
+        Command::Run => run::run(&cli.config),
         Command::Check => check::check(&config, &cli.config, cli.json),
         Command::Doctor { mailbox } => doctor::doctor(&config, mailbox.as_deref(), cli.json),
         Command::Route { from, mail_from } => route::route(&config, from, mail_from, cli.json),

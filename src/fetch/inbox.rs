@@ -7,6 +7,7 @@ use super::plan;
 use super::round::Round;
 use crate::clock;
 use crate::failure::{Class, Failure, chain};
+use crate::health::patiently;
 use crate::imap::Idled;
 use crate::mailbox::{Mailbox, Trouble};
 use crate::microsoft::imap_replies;
@@ -100,7 +101,7 @@ impl Inbox {
             tokio::select! {
                 () = soft.cancelled() => {}
                 _ = woken.changed() => {}
-                () = tokio::time::sleep(wait) => {}
+                () = patiently(tokio::time::sleep(wait)) => {}
             }
         }
         if let Some(line) = self.line.take() {
@@ -248,7 +249,7 @@ impl Inbox {
                 _ = woken.changed() => {}
             }
         };
-        match line.session.idle(limit, stop).await? {
+        match patiently(line.session.idle(limit, stop)).await? {
             Idled::News | Idled::Elapsed | Idled::Stopped => Ok(Duration::ZERO),
             Idled::Refused => {
                 tracing::debug!(mailbox = %mailbox.address(), "the server does not want to idle: polling");

@@ -6,6 +6,7 @@ use super::xmlrpc::{self, Caller, Reply};
 use crate::address::Address;
 use crate::clock;
 use crate::failure::{Class, Failure, chain};
+use crate::health::patiently;
 use crate::mailbox::{Lasting, Trouble};
 use dxr::Value;
 use reqwest::header::{CONNECTION, CONTENT_TYPE, LOCATION};
@@ -72,10 +73,10 @@ impl Gateway {
     /// blame; where [`Failure::retry_after`] is set, Odoo may still be working on the message for that long.
     pub async fn push(&self, raw: &[u8], model: Option<&str>, message_id: &str) -> Result<Taken, Failure> {
         let _alone = match self.0.locks.get(lock_of(message_id)) {
-            Some(lock) => Some(lock.lock().await),
+            Some(lock) => Some(patiently(lock.lock()).await),
             None => None,
         };
-        let _turn = self.0.pushes.acquire().await;
+        let _turn = patiently(self.0.pushes.acquire()).await;
         let gateway_model = &self.0.config.gateway_model;
         let reply = self.signed_in(|caller| xmlrpc::message_process(caller, gateway_model, model, raw)).await;
         self.note(reply.and_then(|reply| answers::of_push(&reply)))
@@ -141,7 +142,7 @@ impl Gateway {
     /// Waits for room for a message of this many bytes.
     pub async fn room(&self, size: u64) -> Room {
         let units = u32::try_from(size.div_ceil(ROOM_UNIT)).map_or(ROOM, |units| units.min(ROOM));
-        let units = Arc::clone(&self.0.room).acquire_many_owned(units).await;
+        let units = patiently(Arc::clone(&self.0.room).acquire_many_owned(units)).await;
         Room { _units: units.ok() }
     }
 
@@ -237,15 +238,14 @@ impl Gateway {
             .header(CONNECTION, "close")
             .timeout(config.timeout)
             .body(body)
-            .send()
-            .await
-            .map_err(|error| broken(error, config.timeout))?;
+            .send();
+        let response = patiently(response).await.map_err(|error| broken(error, config.timeout))?;
         let status = response.status().as_u16();
         if status != 200 {
             let location = response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
             return Err(answers::of_status(status, location));
         }
-        let answer = read(response, config.timeout).await?;
+        let answer = patiently(read(response, config.timeout)).await?;
         xmlrpc::read(&answer).map_err(|error| {
             let broken = if answer.contains("<methodResponse") { Broken::Damaged } else { Broken::NotOdoo };
             answers::of_broken(broken, &error.to_string())

@@ -31,6 +31,8 @@ pub(super) enum Write {
     ByHand(ByHand),
     Future(Timestamp),
     Report(ReportWrite),
+    /// Nothing: only to see that it comes back.
+    Probe,
 }
 
 impl Write {
@@ -43,6 +45,7 @@ impl Write {
             Self::ByHand(write) => write.operation(),
             Self::Future(_) => "take up what a clock set back left in the future",
             Self::Report(write) => write.operation(),
+            Self::Probe => "try the store",
         }
     }
 
@@ -55,6 +58,7 @@ impl Write {
             Self::ByHand(write) => by_hand::apply(write, connection).await,
             Self::Future(now) => future::apply(*now, connection).await,
             Self::Report(write) => report::apply(write, connection).await,
+            Self::Probe => Ok(()),
         }
     }
 }
