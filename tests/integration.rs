@@ -23,6 +23,7 @@ mod odoo_client;
 mod outgoing;
 mod page;
 mod queue;
+mod reload;
 mod rotation;
 mod sealing;
 #[path = "support/selftest/mod.rs"]
@@ -34,3 +35,4 @@ mod support;
 mod tokens;
 mod unknown;
 mod waiting;
+mod watchdog;

@@ -166,7 +166,7 @@ impl Admin {
                     p {
                         "It has no password, so it opens only on the machine of the relay itself, as "
                         code { "http://localhost" } ". To open it from elsewhere, set " code { "password_file" }
-                        " in " code { "[admin]" } " and reload the relay."
+                        " in " code { "[admin]" } " and start the relay again."
                     }
                 },
             )),
