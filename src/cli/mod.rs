@@ -48,6 +48,8 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Runs the daemon; logs to stderr.
+    ///
+    /// SIGHUP has it read the configuration again, SIGTERM finish what is in hand and end.
     Run,
     /// Checks the configuration, offline: one line for each mistake, which no command works with, and each warning.
     Check,
