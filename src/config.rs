@@ -2,7 +2,7 @@
 
 use crate::routing::Routes;
 use crate::section::{self, Mistake, Parsed, Section};
-use crate::{admin, delivery, fetch, mailbox, microsoft, odoo, store, submission};
+use crate::{admin, delivery, fetch, logging, mailbox, microsoft, odoo, store, submission};
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -20,6 +20,8 @@ pub struct Config {
     pub store: store::Config,
     /// `[admin]`
     pub admin: admin::Config,
+    /// `[log]`
+    pub log: logging::Config,
     /// Each `[[mailbox]]`, in the file's order.
     pub mailboxes: Vec<mailbox::Config>,
     /// What can be used and yet is most likely not what was meant, in the order of its lines.
@@ -109,6 +111,7 @@ impl Config {
             submission: root.section("submission", |s| submission::Config::read(s, &addresses)),
             store: root.section("store", store::Config::read),
             admin: root.section("admin", admin::Config::read),
+            log: root.section("log", logging::Config::read),
             mailboxes,
             warnings: Vec::new(),
         };
@@ -135,6 +138,7 @@ impl Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::odoo::Scalar;
     use std::collections::BTreeSet;
     use std::os::unix::fs::PermissionsExt;
 
@@ -212,11 +216,12 @@ mod tests {
         segments.collect::<Vec<_>>().join(".")
     }
 
-    /// Every key of a table and of the tables in it.
+    /// Every key of a table and of the tables in it, but for those that name fields of Odoo's.
     fn keys(path: &str, table: &toml::Table, found: &mut BTreeSet<String>) {
         for (key, value) in table {
             let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-            let inside = value.as_array().map_or_else(|| vec![value], |list| list.iter().collect());
+            let mut inside = value.as_array().map_or_else(|| vec![value], |list| list.iter().collect());
+            inside.retain(|_| key != "custom_values");
             for table in inside.into_iter().filter_map(|value| value.as_table()) {
                 keys(&path, table, found);
             }
@@ -241,6 +246,46 @@ mod tests {
         assert_eq!(bounces(&both), [some("returns@two.test"), some("bounce@one.test")]);
         let full = parse("[odoo]\ndefault_from = 'robot@x.test'\n").value.odoo;
         assert_eq!(full.alias_domains.len(), 1);
+    }
+
+    #[test]
+    fn what_odoo_does_with_a_mailboxs_mail_is_read() {
+        let odoo = "[odoo]\ncatchall_domain = \"example.com\"\nurl = \"http://127.0.0.1:8069\"\ndatabase = \"d\"\n\
+                    password_file = \"odoo-password\"\nprotocol = \"json2\"\n";
+        let file = |keys: &str| {
+            format!(
+                "[microsoft]\nclient_id = \"x\"\n{odoo}[[mailbox]]\naddress = \"j@example.com\"\ninbox = true\n{keys}\n"
+            )
+        };
+        let parsed = parse(&file(
+            "model = \"crm.lead\"\nsave_original = true\ncustom_values = { a = 1, b = \"x\", c = 0.5, d = false }",
+        ));
+        assert_eq!(parsed.mistakes, [], "a login is for XML-RPC");
+        let intake = &parsed.value.mailboxes[0].intake;
+        assert!(intake.save_original && !intake.strip_attachments);
+        assert_eq!(intake.model.as_deref(), Some("crm.lead"));
+        let expected = [
+            ("a", Scalar::Int(1)),
+            ("b", Scalar::Text("x".to_owned())),
+            ("c", Scalar::Float(0.5)),
+            ("d", Scalar::Bool(false)),
+        ];
+        assert_eq!(intake.custom_values, expected.map(|(field, value)| (field.to_owned(), value)).into());
+        for (wrong, key) in [
+            ("model = \"x\"\ncustom_values = { a = 3000000000 }", "custom_values"),
+            ("model = \"x\"\ncustom_values = { a = [1] }", "custom_values"),
+            ("model = \"x\"\ncustom_values = { a = inf }", "custom_values"),
+            ("model = \"x\"\ncustom_values = { a = 2026-01-01 }", "custom_values"),
+            ("model = \"x\"\ncustom_values = 1", "custom_values"),
+            ("custom_values = { a = 1 }", "custom_values"),
+            ("save_original = \"yes\"", "save_original"),
+        ] {
+            let mistakes = parse(&file(wrong)).mistakes;
+            assert_eq!(mistakes.len(), 1, "{wrong}: {mistakes:?}");
+            assert!(mistakes[0].key.ends_with(key), "{wrong}: {mistakes:?}");
+        }
+        let mistakes = parse(&file("").replace("json2", "xmlrpc")).mistakes;
+        assert_eq!(mistakes.iter().map(|mistake| mistake.key.as_str()).collect::<Vec<_>>(), ["odoo.login"]);
     }
 
     #[test]

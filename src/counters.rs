@@ -1,5 +1,5 @@
-//! Counts what the log says: each event of its fixed vocabulary, whatever `RUST_LOG` lets through. So a counter never
-//! disagrees with the log, and no part of the program has to count.
+//! Counts what the log says: each event of its fixed vocabulary, whatever `RUST_LOG` lets through, and the times that some
+//! of them tell. So a counter never disagrees with the log, and no part of the program has to count.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
@@ -35,18 +35,75 @@ pub const COUNTED: [Counted; 10] = [
     Counted { event: "token refreshed", name: "token_refreshes_total", labels: &["mailbox"], help: "Access tokens that were got." },
 ];
 
-/// Values of the labels of one counter, and how often.
-type Values = BTreeMap<(&'static str, Vec<String>), u64>;
+/// An event whose field `seconds` is observed.
+pub struct Timed {
+    /// What the log calls it.
+    pub event: &'static str,
+    /// The histogram's name in Prometheus, without the program's.
+    pub name: &'static str,
+    /// The buckets' upper bounds, in seconds, ascending.
+    pub bounds: &'static [f64],
+    /// What it tells.
+    pub help: &'static str,
+}
+
+/// Every histogram. Without labels: one of each mailbox would be a dozen series more per mailbox.
+#[rustfmt::skip]
+pub const TIMED: [Timed; 3] = [
+    Timed { event: "accepted", name: "accept_seconds", bounds: &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0], help: "From the end of a message of Odoo until it is on disk." },
+    Timed { event: "sent", name: "delivery_seconds", bounds: &[0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0], help: "From the acceptance of a message until Microsoft 365 took it." },
+    Timed { event: "pushed", name: "push_seconds", bounds: &[0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0], help: "How long Odoo took to take a received message, with the wait for its turn." },
+];
+
+/// What was observed of one event.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Times {
+    /// How often a time was within each bound of [`Timed::bounds`] and above those before it.
+    pub within: Vec<u64>,
+    /// How often in all.
+    pub count: u64,
+    /// All times together, in seconds.
+    pub sum: f64,
+}
+
+impl Times {
+    fn observe(&mut self, timed: &Timed, seconds: f64) {
+        self.within.resize(timed.bounds.len(), 0);
+        if let Some(within) = timed
+            .bounds
+            .iter()
+            .position(|bound| seconds <= *bound)
+            .and_then(|bucket| self.within.get_mut(bucket))
+        {
+            *within += 1;
+        }
+        self.count += 1;
+        self.sum += seconds;
+    }
+}
+
+/// Values of the labels of one counter, and how often; and the times of each event.
+#[derive(Debug, Default)]
+struct Seen {
+    counts: BTreeMap<(&'static str, Vec<String>), u64>,
+    times: BTreeMap<&'static str, Times>,
+}
 
 /// The counters; clones share them.
 #[derive(Clone, Debug, Default)]
-pub struct Counters(Arc<Mutex<Values>>);
+pub struct Counters(Arc<Mutex<Seen>>);
 
 impl Counters {
+    /// The times of an event.
+    pub fn times(&self, timed: &Timed) -> Times {
+        let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.times.get(timed.event).cloned().unwrap_or_default()
+    }
+
     /// How often an event came, by the values of its labels.
     pub fn of(&self, counted: &Counted) -> Vec<(Vec<String>, u64)> {
-        let counters = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = counters.iter().filter(|((event, _), _)| *event == counted.event);
+        let seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = seen.counts.iter().filter(|((event, _), _)| *event == counted.event);
         own.map(|((_, values), count)| (values.clone(), *count)).collect()
     }
 }
@@ -59,8 +116,12 @@ impl<S: Subscriber> Layer<S> for Counters {
             return;
         };
         let values = counted.labels.iter().map(|label| fields.named(label).to_owned()).collect();
-        let mut counters = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        *counters.entry((counted.event, values)).or_default() += 1;
+        let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *seen.counts.entry((counted.event, values)).or_default() += 1;
+        let timed = TIMED.iter().find(|timed| timed.event == counted.event);
+        if let (Some(timed), Some(seconds)) = (timed, fields.seconds) {
+            seen.times.entry(timed.event).or_default().observe(timed, seconds);
+        }
     }
 }
 
@@ -71,6 +132,7 @@ struct Fields {
     mailbox: String,
     class: String,
     code: String,
+    seconds: Option<f64>,
 }
 
 impl Fields {
@@ -96,6 +158,12 @@ impl Visit for Fields {
         let _ = write!(text, "{value:?}");
     }
 
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        if field.name() == "seconds" {
+            self.seconds = Some(value);
+        }
+    }
+
     fn record_str(&mut self, field: &Field, value: &str) {
         self.record_debug(field, &format_args!("{value}"));
     }
@@ -117,7 +185,11 @@ mod tests {
             for class in ["rate", "transient", "rate"] {
                 tracing::warn!(%mailbox, %class, code = "432", secret = "x", "deferred");
             }
-            tracing::info!(mailbox, "sent");
+            tracing::info!(mailbox, seconds = 0.75, "sent");
+            tracing::info!(mailbox, seconds = 0.5, "sent");
+            tracing::info!(mailbox, seconds = 100_000.0, "sent");
+            // Already there: nothing was pushed.
+            tracing::info!(mailbox, seconds = None::<f64>, "pushed");
             tracing::info!(mailbox, "{}", "token refreshed");
             tracing::warn!(code = 550, "refused");
             tracing::info!(mailbox, "something else");
@@ -127,9 +199,15 @@ mod tests {
             |values: &[&str], count| (values.iter().map(ToString::to_string).collect::<Vec<_>>(), count);
         let john = "john@example.com";
         assert_eq!(of("deferred"), [values(&[john, "rate"], 2), values(&[john, "transient"], 1)]);
-        assert_eq!(of("sent"), [values(&[john], 1)]);
+        assert_eq!(of("sent"), [values(&[john], 3)]);
         assert_eq!(of("token refreshed"), [values(&[john], 1)]);
         assert_eq!(of("refused"), [values(&["550"], 1)]);
-        assert_eq!(of("pushed"), []);
+        assert_eq!(of("pushed"), [values(&[john], 1)]);
+        assert_eq!(of("held"), []);
+        let times = |event| counters.times(TIMED.iter().find(|timed| timed.event == event).unwrap());
+        let mut within = vec![0; 12];
+        within[..2].fill(1);
+        assert_eq!(times("sent"), Times { within, count: 3, sum: 100_001.25 });
+        assert_eq!(times("pushed"), Times::default());
     }
 }

@@ -29,7 +29,7 @@ pub async fn run(file: &Path, inherited: Inherited) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be watched")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be watched")?;
     let config = Config::load(file)?;
-    let counters = logging::start();
+    let counters = logging::start(&config.log);
 
     // Everything that can fail at the start does so here, before anything runs.
     let submission = sockets(&config, inherited).await?;

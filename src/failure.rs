@@ -23,6 +23,10 @@ pub enum Class {
 }
 
 impl Class {
+    /// Every class.
+    pub const ALL: [Self; 5] =
+        [Self::Transient, Self::Rate, Self::Message, Self::Consent, Self::Administrator];
+
     /// The word that logs, tables and the store use.
     pub fn as_str(self) -> &'static str {
         match self {

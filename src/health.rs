@@ -146,11 +146,16 @@ pub async fn feed(health: Health, soft: CancellationToken) {
     let Some(within) = sd_notify::watchdog_enabled() else {
         return patiently(soft.cancelled()).await;
     };
+    let feed = || drop(sd_notify::notify(&[NotifyState::Watchdog]));
+    feed_within(within, &health, &soft, feed).await;
+}
+
+async fn feed_within(within: Duration, health: &Health, soft: &CancellationToken, mut feed: impl FnMut()) {
     let mut said: Vec<Hanging> = Vec::new();
     loop {
         let hanging = health.hanging(Instant::now());
         if hanging.is_empty() {
-            drop(sd_notify::notify(&[NotifyState::Watchdog]));
+            feed();
         }
         note(&mut said, hanging);
         tokio::select! {
@@ -208,6 +213,37 @@ mod tests {
         worker.await.unwrap().unwrap();
         sleep(SILENCE * 2).await;
         assert_eq!(names(&health), []);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_watchdog_is_fed_in_time_until_a_task_hangs_and_again_when_it_goes_on() {
+        let (health, soft, fed) = (Health::default(), CancellationToken::new(), AtomicU64::new(0));
+        let (release, hung) = tokio::sync::oneshot::channel::<()>();
+        tokio::spawn(health.watch("fetch", "a@x.test", SILENCE, hung));
+        let within = Duration::from_secs(120);
+        let feeding = feed_within(within, &health, &soft, || {
+            fed.fetch_add(1, Ordering::Relaxed);
+        });
+        let watching = async {
+            let mut seen = 0;
+            let mut more = || {
+                let now = fed.load(Ordering::Relaxed);
+                std::mem::replace(&mut seen, now) < now
+            };
+            for _ in 0..5 {
+                sleep(within / 2).await;
+                assert!(more());
+            }
+            sleep(SILENCE).await;
+            more();
+            sleep(SILENCE).await;
+            assert!(!more());
+            release.send(()).unwrap();
+            sleep(within / 2).await;
+            assert!(more());
+            soft.cancel();
+        };
+        tokio::join!(feeding, watching);
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 
 use crate::address::Address;
 use crate::failure::Failure;
+use crate::odoo::Intake;
 use crate::routing::Candidate;
 use crate::section::Section;
 use crate::{clock, delivery, fetch, microsoft};
@@ -24,8 +25,8 @@ pub struct Config {
     pub folder: String,
     /// Who signs in for it, where that is not the mailbox itself: a shared mailbox, or a sign-in name of its own.
     pub sign_in_as: Option<Address>,
-    /// Odoo's fallback model for mail that no alias matches.
-    pub model: Option<String>,
+    /// What Odoo is to do with its mail.
+    pub intake: Intake,
     /// How to reach Microsoft 365 for it.
     pub microsoft: microsoft::Config,
     /// How its mail goes out.
@@ -49,7 +50,7 @@ impl Config {
             inbox: section.get_or("inbox", false),
             folder: section.get_or("folder", "INBOX".to_owned()),
             sign_in_as: section.get("sign_in_as"),
-            model: section.get("model"),
+            intake: Intake::read(section),
             microsoft: microsoft::Config::read(section, microsoft),
             delivery: delivery::Config::read(section, delivery),
             fetch: fetch::Config::read(section, fetch),

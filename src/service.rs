@@ -204,12 +204,8 @@ impl Service {
     /// Mail that still waited in a mailbox that left.
     async fn take_in_strays(&self) {
         if let Err(error) = take_in_strays(&self.config, &self.store, &self.fleet.known()).await {
-            let advice = "restart the relay: it is routed anew then";
-            tracing::error!(
-                error = format!("{error:#}"),
-                advice,
-                "mail of a mailbox that left the configuration could not be routed anew"
-            );
+            let advice = "mail of a mailbox that left waits in it: mend the disk of the store, then restart";
+            tracing::error!(part = "reload", error = format!("{error:#}"), advice, "store failed");
         }
     }
 
@@ -271,6 +267,7 @@ impl Service {
         }
         let before = std::mem::replace(&mut self.config, config);
         self.config.store = before.store.clone();
+        self.config.log = before.log;
         self.config.admin.listen = before.admin.listen;
         self.config.submission.listen.clone_from(&before.submission.listen);
         self.config.submission.listen_tls.clone_from(&before.submission.listen_tls);
@@ -353,6 +350,7 @@ fn fixed(now: &Config, new: &Config) -> Vec<&'static str> {
         ("[store] key_file", now.store.key_file != new.store.key_file),
         ("[submission] listen", now.submission.listen != new.submission.listen),
         ("[submission] listen_tls", now.submission.listen_tls != new.submission.listen_tls),
+        ("[log]", now.log != new.log),
         ("[admin] listen", now.admin.listen != new.admin.listen),
     ];
     keys.into_iter().filter(|(_, differs)| *differs).map(|(key, _)| key).collect()
@@ -422,11 +420,11 @@ async fn watch_clock(store: Store, soft: CancellationToken) -> anyhow::Result<()
         let Some(back) = clock::set_back() else {
             continue;
         };
-        tracing::warn!(seconds = back.as_secs(), "the clock was set back: what waits is looked at anew");
+        tracing::warn!(seconds = back.as_secs(), "clock set back");
         match store.forget_future(clock::now()).await {
             Ok(()) => store.wake_all(),
             Err(error) => {
-                tracing::error!(error = %crate::failure::chain(&error), "what waits could not be looked at anew");
+                tracing::error!(part = "clock", error = crate::failure::chain(&error), "store failed");
             }
         }
     }
@@ -478,7 +476,8 @@ async fn take_in_strays(config: &Config, store: &Store, known: &[Address]) -> an
                  retry` or `queue cancel`",
             ),
         };
-        tracing::warn!(%id, %before, mailbox = %route.mailbox, unknown, advice, "routed anew: its mailbox left the configuration");
+        let reply = format!("{before} left the configuration");
+        tracing::warn!(mailbox = %before, %id, to = %route.mailbox, from = route.new_from, unknown, reply, advice, "rerouted");
         let arrivals = store.arrivals(&route.mailbox);
         store.reroute(id, route.mailbox, route.rule, route.new_from, hold).await?;
         arrivals.notify_one();

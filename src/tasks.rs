@@ -96,15 +96,13 @@ impl Tasks {
         let drained = async {
             while let Some(ended) = self.running.join_next().await {
                 if let Ok(Ended { name, result: Err(error), .. }) = &ended {
-                    tracing::warn!(task = name, error = format!("{error:#}"), "ended badly");
+                    tracing::warn!(task = name, error = format!("{error:#}"), "task failed");
                 }
             }
         };
         if tokio::time::timeout(GRACE, drained).await.is_err() {
-            tracing::warn!(
-                tasks = self.running.len(),
-                "what is in hand takes too long: its outcome counts as unknown"
-            );
+            let advice = "what is in hand takes too long: it is dropped, and looked for in Sent Items at the next start";
+            tracing::warn!(tasks = self.running.len(), advice, "stopping late");
             self.hard.cancel();
             let drained = async { while self.running.join_next().await.is_some() {} };
             if tokio::time::timeout(Duration::from_secs(5), drained).await.is_err() {

@@ -328,9 +328,10 @@ async fn bad_day(world: &World, config: &Config, search: &mut Search) -> Vec<(St
     said
 }
 
-async fn shows_nothing(rust_log: &str) {
+async fn shows_nothing(rust_log: &str, format: &str) {
     let (world, presented) = world().await;
-    let config = set_up(&world, rust_log);
+    let mut config = set_up(&world, rust_log);
+    config.text("log", "format", format);
     let passwords = [CLIENT_SECRET, odoo::PASSWORD, SUBMISSION_PASSWORD, ADMIN_PASSWORD, WRONG_PASSWORD];
     let mut search = Search::new(passwords.map(str::to_owned));
     search.add(TOKEN_HEADER);
@@ -404,7 +405,7 @@ async fn shows_nothing(rust_log: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_day_at_trace_level_shows_no_secret() {
-    shows_nothing("trace").await;
+    shows_nothing("trace", "text").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -413,6 +414,7 @@ async fn nor_does_it_where_rust_log_names_what_talks_most() {
         "trace,async_imap::imap_stream=trace,async_imap::client=trace,imap_proto::parser=trace,hyper::proto=trace,\
          hyper_util::client=trace,reqwest::connect=trace,sqlx::query=trace,lettre::transport=trace,rustls::conn=trace,\
          rustls::client=trace,[{}]=trace",
+        "json",
     )
     .await;
 }

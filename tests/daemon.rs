@@ -182,7 +182,7 @@ async fn mail_whose_mailbox_left_the_configuration_is_routed_anew() {
     smaller.text("store", "url", &format!("sqlite://{}", config.dir().join("relay.db").display()));
     smaller.mailbox(company::NOTIFICATIONS, &[("from_filter", "\"notifications@example.com\"")]);
     let relay = smaller.start().await;
-    relay.wait_for_log("routed anew").await;
+    relay.wait_for_log("rerouted").await;
     until(SOON, "the mail", || world.smtp.count() == 1).await;
     assert_eq!(world.smtp.delivered()[0].mailbox, company::NOTIFICATIONS);
     assert!(world.smtp.delivered()[0].text().contains("<notifications@example.com>"));

@@ -99,8 +99,8 @@ async fn all_is_well_and_nothing_changes() {
         assert!(text.contains(part), "{part}: {text}");
     }
     let ok = text.lines().filter(|line| line.trim_start().starts_with("OK ")).count();
-    // Token and two of SMTP for each, three of IMAP for one, Odoo's login and two models.
-    assert_eq!(ok, 3 * 3 + 3 + 3, "{text}");
+    // Token and two of SMTP for each, three of IMAP for one, Odoo's protocol, login and two models.
+    assert_eq!(ok, 3 * 3 + 3 + 4, "{text}");
     assert_untouched(&world);
     for mailbox in ALL {
         assert_eq!(world.entra.refreshes(mailbox), 1, "{mailbox}");
@@ -115,6 +115,30 @@ async fn all_is_well_and_nothing_changes() {
     let relay = config.start().await;
     until(SOON, "three tokens", || relay.count_log("token refreshed") == 3).await;
     assert_eq!(relay.count_log("token failed"), 0, "{:#?}", relay.log());
+}
+
+#[tokio::test]
+async fn the_protocol_is_said_and_recommended() {
+    let (world, mut config) = world().await;
+    let (_, findings) = examine(&config, None).await;
+    let parts = [("seen", "XML-RPC (recommended) and JSON-2"), ("seen", "xmlrpc"), ("meaning", "Odoo 22")];
+    for (key, part) in parts {
+        let found = finding(&findings, "", "odoo_protocol");
+        assert!(found[key].as_str().unwrap_or_default().contains(part), "{part}: {found:#}");
+    }
+    config.text("odoo", "protocol", "json2");
+    let (code, findings) = examine(&config, None).await;
+    assert_eq!((code, failed(&findings)), (Some(0), vec![]));
+    assert_eq!(finding(&findings, "", "odoo_login")["seen"], "the API key: the user's id is 2");
+    assert_eq!(config.cli(&["check"]).await.code, Some(0));
+    assert_untouched(&world);
+
+    world.odoo.set_version("18.0");
+    let (code, findings) = examine(&config, None).await;
+    assert_eq!((code, failed(&findings)), (Some(1), vec![("", "odoo_protocol"), ("", "odoo_login")]));
+    let parts = [("seen", "Odoo 18.0 has XML-RPC"), ("remedy", "protocol = \"xmlrpc\"")];
+    assert_says(finding(&findings, "", "odoo_protocol"), &parts);
+    assert_says(finding(&findings, "", "odoo_login"), &[("remedy", "xmlrpc")]);
 }
 
 #[tokio::test]

@@ -7,6 +7,9 @@ use crate::support::odoo::Answer;
 use crate::support::script::Rule;
 use crate::support::wait::{SOON, until};
 use crate::support::world::World;
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::time::Duration;
 
 fn to_us(id: &str, subject: &str) -> Vec<u8> {
     message("customer@foreign.test", NOTIFICATIONS, id, subject)
@@ -149,4 +152,79 @@ async fn the_answer_that_was_lost_is_asked_for_before_pushing_again() {
     .await;
     let records: Vec<_> = world.odoo.posts().iter().filter_map(|post| post.record).collect();
     assert_eq!(records.len(), 1, "one record: {:?}\n{:#?}", world.odoo.posts(), relay.log());
+}
+
+#[tokio::test]
+async fn over_json2_the_same_arrives_once_over_restarts_and_lost_answers() {
+    let world = World::start().await;
+    let mut config = company::config(&world);
+    config.text("odoo", "protocol", "json2");
+    let model = [("inbox", "true"), ("model", "\"crm.lead\""), ("custom_values", "{ team_id = 3 }")];
+    config.mailbox(NOTIFICATIONS, &model);
+    company::connect(&world, &config).await;
+    world.odoo.answer_next(Answer::TakenThenCut);
+    let mut latin = to_us("latin@t", "not UTF-8");
+    latin.extend_from_slice(b"Gr\xfc\xdfe\r\n");
+    let mails = [to_us("lost@t", "taken, but who knows"), latin, to_us("utf8@t", "Grüße")];
+    let mut relay = config.start().await;
+    for mail in &mails {
+        world.imap.deliver(NOTIFICATIONS, "INBOX", mail);
+    }
+    until(SOON, "all of them", || world.odoo.taken().len() == mails.len()).await;
+    relay.terminate(SOON).await;
+    let relay = config.start().await;
+    world.imap.deliver(NOTIFICATIONS, "INBOX", &to_us("last@t", "after the restart"));
+    until(SOON, "the last", || world.odoo.taken().len() == mails.len() + 1).await;
+    let taken = world.odoo.taken();
+    let ids: BTreeSet<_> = taken.iter().map(|post| post.message_id.clone()).collect();
+    assert_eq!(ids.len(), taken.len(), "each once: {:#?}", relay.log());
+    assert!(taken.iter().all(|post| post.model.as_deref() == Some("crm.lead")));
+    let texts: Vec<_> = mails.iter().map(|mail| outlook_relay::message::text(mail)).collect();
+    assert!(matches!(texts[1], Cow::Owned(_)), "that one is not UTF-8");
+    for text in texts {
+        assert!(taken.iter().any(|post| post.raw.as_slice() == text.as_bytes()), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn while_odoo_may_still_be_at_work_no_copy_of_the_message_is_pushed() {
+    let world = World::start().await;
+    let mut config = company::config(&world);
+    config.text("odoo", "timeout", "3s");
+    config.mailbox(company::JOHN, &[("inbox", "true")]);
+    company::connect(&world, &config).await;
+    world.odoo.answer_next(Answer::CutThenTaken(Duration::from_secs(2)));
+    let _relay = config.start().await;
+    let mail = message("customer@foreign.test", "everybody@foreign.test", "both@t", "to two mailboxes");
+    for mailbox in [NOTIFICATIONS, company::JOHN] {
+        world.imap.deliver(mailbox, "INBOX", &mail);
+    }
+    until(SOON, "both marked", || {
+        let seen = |mailbox| world.imap.flags(mailbox, "INBOX", 1).unwrap().contains("\\Seen");
+        seen(NOTIFICATIONS) && seen(company::JOHN)
+    })
+    .await;
+    assert_eq!(world.odoo.posts().len(), 1, "{:#?}", world.odoo.posts());
+}
+
+#[tokio::test]
+async fn a_push_that_takes_its_time_does_not_hold_up_a_restart() {
+    let world = World::start().await;
+    let mut config = company::config(&world);
+    config.text("odoo", "timeout", "60s");
+    company::connect(&world, &config).await;
+    world.odoo.answer_next(Answer::TakenThenSilence);
+    let mut relay = config.start().await;
+    world.imap.deliver(NOTIFICATIONS, "INBOX", &to_us("slow@t", "Odoo takes minutes"));
+    until(SOON, "the push is under way", || world.odoo.posts().len() == 1).await;
+    world.imap.deliver(NOTIFICATIONS, "INBOX", &to_us("next@t", "behind it"));
+    assert_eq!(relay.terminate(Duration::from_secs(15)).await, Some(0));
+    assert_eq!(world.odoo.posts().len(), 1, "nothing new is begun");
+    let _relay = config.start().await;
+    until(SOON, "the next", || world.odoo.posts().len() == 2).await;
+    until(SOON, "the first is found", || {
+        world.imap.flags(NOTIFICATIONS, "INBOX", 1).unwrap().contains("\\Seen")
+    })
+    .await;
+    assert_eq!(world.odoo.posts().len(), 2, "{:#?}", world.odoo.posts());
 }

@@ -243,7 +243,7 @@ async fn mail_of_a_mailbox_that_leaves_goes_another_way() {
     relay.wait_for_log("token failed").await;
     config.drop_mailbox(JOHN);
     reload(&config, &relay).await;
-    relay.wait_for_log("routed anew").await;
+    relay.wait_for_log("rerouted").await;
     until(SOON, "the mail", || world.smtp.count() == 1).await;
     assert_eq!(world.smtp.delivered()[0].mailbox, NOTIFICATIONS);
     let status = config.cli(&["status", "--json"]).await.stdout;
@@ -271,7 +271,7 @@ async fn a_message_in_hand_is_finished_whatever_becomes_of_its_mailbox() {
     // All others work on, and nothing was routed anew: what is in hand is not anybody else's.
     relay.send(BOUNCE, &["a@x.test"], &message(JANE, "a@x.test", "2@t", "Hi")).await;
     until(SOON, "Jane's mail", || world.smtp.count() == 2).await;
-    assert_eq!(relay.count_log("routed anew"), 0);
+    assert_eq!(relay.count_log("rerouted"), 0);
     // Exchange hangs up without a word: the outcome is booked as unknown, the mail found in Sent Items, and not sent again.
     world.smtp.server.down().await;
     world.smtp.server.up().await;

@@ -134,7 +134,7 @@ pub(super) async fn confirm(
         }
         Ok(Err(error)) => not_finished(&error),
         Err(error) => {
-            tracing::error!(%error, "a sign-in panicked, which is a defect");
+            tracing::error!(task = "sign-in", %error, advice = crate::logging::DEFECT, "task failed");
             let text = html! { p { "The relay's log says more." } };
             message(Reader::Guest, StatusCode::INTERNAL_SERVER_ERROR, "red", "That failed", &text)
         }

@@ -93,6 +93,7 @@ mod tests {
             }),
             app_only: false,
             queue: Totals::default(),
+            paced_seconds: 0.0,
             done_by: None,
             inbox: None,
             troubles: BTreeMap::new(),

@@ -20,6 +20,7 @@ mod limiter;
 mod login;
 mod metrics;
 mod page;
+mod process;
 mod queue;
 mod server;
 mod session;
@@ -31,7 +32,8 @@ pub use status::{ConsentStatus, Direction, InboxStatus, LastFailure, MailboxStat
 use crate::address::Address;
 use crate::clock;
 use crate::consent::Consents;
-use crate::failure::chain;
+use crate::failure::{Class, Failure, chain};
+use crate::mailbox::Trouble;
 use crate::section::Section;
 use axum::extract::{Extension, Request, State};
 use axum::http::{StatusCode, header};
@@ -44,6 +46,7 @@ use frame::Reader;
 use jiff::Timestamp;
 use limiter::Limiter;
 use maud::html;
+use process::Process;
 use secrecy::{ExposeSecret as _, SecretString};
 use session::Sessions;
 use std::collections::HashMap;
@@ -124,6 +127,8 @@ struct Admin {
     consents: Consents,
     sessions: Arc<Sessions>,
     tries: Arc<login::Tries>,
+    /// That the store cannot be read, as who asks for health finds out.
+    store_trouble: Arc<Trouble>,
 }
 
 /// Whether somebody may see and use the administrator's page.
@@ -230,14 +235,16 @@ impl Page {
     pub fn new(config: Config, sources: Sources, consents: Consents) -> Self {
         let sessions = Arc::new(Sessions::new(rand::random()));
         let tries = Arc::new(Mutex::new([Limiter::default(); 2]));
-        let admin = Arc::new(Admin { config, sources, consents, sessions, tries });
+        let trouble = Trouble::new("store failed", "store recovered", "page", String::new());
+        let store_trouble = Arc::new(trouble);
+        let admin = Arc::new(Admin { config, sources, consents, sessions, tries, store_trouble });
         let router = watch::Sender::new(router(admin.clone()));
         Self { admin, router }
     }
 
     /// Exchanges all of it. Another password signs everybody out.
     pub fn set(&mut self, config: Config, sources: Sources, consents: Consents) {
-        let Admin { config: before, sessions, tries, .. } = &*self.admin;
+        let Admin { config: before, sessions, tries, store_trouble, .. } = &*self.admin;
         let secret =
             |config: &Config| config.password.as_ref().map(|password| password.expose_secret().to_owned());
         let sessions = if secret(before) == secret(&config) {
@@ -245,8 +252,8 @@ impl Page {
         } else {
             Arc::new(Sessions::new(rand::random()))
         };
-        let tries = tries.clone();
-        self.admin = Arc::new(Admin { config, sources, consents, sessions, tries });
+        let (tries, store_trouble) = (tries.clone(), store_trouble.clone());
+        self.admin = Arc::new(Admin { config, sources, consents, sessions, tries, store_trouble });
         drop(self.router.send_replace(router(self.admin.clone())));
     }
 
@@ -340,7 +347,7 @@ async fn metrics(State(admin): State<Arc<Admin>>, Extension(asker): Extension<As
     match admin.sources.gather().await {
         Ok(status) => (
             [(header::CONTENT_TYPE, metrics::CONTENT_TYPE)],
-            metrics::text(&status, &admin.sources.counters, now),
+            metrics::text(&status, &admin.sources.counters, &Process::look(), now),
         )
             .into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, chain(&error)).into_response(),
@@ -355,13 +362,20 @@ fn not_for_you() -> Response {
 /// Whether the daemon works: that a mailbox is in trouble is no reason to restart it. For everybody, so it says no more.
 async fn healthz(State(admin): State<Arc<Admin>>) -> Response {
     match admin.sources.store.totals().await {
-        Ok(_) => match admin.sources.store.unwritable() {
-            None => "well\n".into_response(),
-            Some(_) => (StatusCode::SERVICE_UNAVAILABLE, "the store cannot be written: status says why\n")
-                .into_response(),
-        },
+        Ok(_) => {
+            admin.store_trouble.well();
+            match admin.sources.store.unwritable() {
+                None => "well\n".into_response(),
+                Some(_) => {
+                    (StatusCode::SERVICE_UNAVAILABLE, "the store cannot be written: status says why\n")
+                        .into_response()
+                }
+            }
+        }
         Err(error) => {
-            tracing::error!(error = %chain(&error), "the store cannot be read");
+            let failure = Failure::new(Class::Administrator, "store", chain(&error))
+                .advise("the store cannot be read: look for a broken disk or missing rights");
+            admin.store_trouble.fail(&failure, clock::now());
             (StatusCode::SERVICE_UNAVAILABLE, "the store cannot be read: the log says why\n").into_response()
         }
     }

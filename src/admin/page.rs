@@ -284,6 +284,7 @@ mod tests {
             }),
             app_only: false,
             queue: Totals { waiting: 3, failed: 1, oldest: Some(later(-3)), ..Totals::default() },
+            paced_seconds: 0.0,
             done_by: None,
             inbox: Some(InboxStatus {
                 folder: "INBOX".to_owned(),
@@ -291,6 +292,7 @@ mod tests {
                 waiting: 4,
                 refused: 5,
                 pushed: 6,
+                oldest: None,
             }),
             troubles: BTreeMap::new(),
         }

@@ -118,6 +118,9 @@ pub struct MailboxStatus {
     /// When the last message that waits will have gone; `None`: nothing waits, or it waits for a person.
     #[serde(default)]
     pub done_by: Option<Timestamp>,
+    /// How long its mail waited for messages_per_minute and recipients_per_day since the start, in seconds.
+    #[serde(default)]
+    pub paced_seconds: f64,
     /// Its inbox; `None`: not watched.
     pub inbox: Option<InboxStatus>,
     /// What it is in trouble with: `token`, `sending`, `inbox`.
@@ -159,6 +162,9 @@ pub struct InboxStatus {
     pub refused: u64,
     /// Messages that Odoo took.
     pub pushed: u64,
+    /// When the oldest message still to push was found; `None`: there is none.
+    #[serde(default)]
+    pub oldest: Option<Timestamp>,
 }
 
 /// Where the status comes from.
@@ -244,6 +250,7 @@ impl Sources {
             waiting: line.map_or(0, |line| line.waiting),
             refused: line.map_or(0, |line| line.refused),
             pushed: line.map_or(0, |line| line.pushed),
+            oldest: line.and_then(|line| line.oldest),
         });
         let queue = totals.get(&config.address).copied().unwrap_or_default();
         let sending = self.sending.get(&config.address).map(|status| status.borrow().clone());
@@ -252,6 +259,7 @@ impl Sources {
             token: self.tokens.state(&config.address),
             consent: None,
             app_only: config.microsoft.grant == Grant::ClientCredentials,
+            paced_seconds: sending.as_ref().map_or(0.0, |sending| sending.paced.as_secs_f64()),
             done_by: sending
                 .and_then(|sending| delivery::done_by(&queue, &config.delivery, &sending, clock::now())),
             queue,

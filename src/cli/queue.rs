@@ -1,6 +1,6 @@
 //! `queue`: what waits to be sent and what was given up; a person may have it tried again, or cancel it.
 
-use super::table::{size, table, time, wrap};
+use super::table::{harmless, size, table, time, wrap};
 use super::{block_on, find_mailbox, say, say_json};
 use crate::clock;
 use crate::config::Config;
@@ -9,7 +9,7 @@ use crate::store::{Attempt, QueueId, Queued, QueuedState, Recipient, RecipientSt
 use crate::units::parse_duration;
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 /// So many messages are read from the store at a time, so that no one read of a long queue holds up the daemon.
@@ -141,6 +141,11 @@ pub(super) fn show(config: &Config, id: &str, raw: bool, json: bool) -> anyhow::
     })?;
     match found {
         None => bail!("{id} is not in the queue: it was sent, or cancelled; the log says which"),
+        // A person gets a text; a file or another program its bytes.
+        Some(Shown::Raw(content)) if std::io::stdout().is_terminal() => {
+            let text = String::from_utf8_lossy(&content).replace("\r\n", "\n").replace('\t', "        ");
+            say(harmless(&text))?;
+        }
         Some(Shown::Raw(content)) => std::io::stdout().write_all(&content)?,
         Some(Shown::Message(message)) if json => say_json(&message)?,
         Some(Shown::Message(message)) => say(story(&message))?,
@@ -266,12 +271,7 @@ fn story(message: &Queued) -> String {
     if let Some(advice) = advice {
         lines.extend([String::new(), format!("What to do: {}", wrap(&advice, 100, 4))]);
     }
-    // Addresses and replies are others' words: nothing of them may steer a terminal.
-    lines
-        .iter()
-        .map(|line| line.replace(|c: char| c.is_control() && c != '\n', "?"))
-        .collect::<Vec<_>>()
-        .join("\n")
+    lines.iter().map(|line| harmless(line)).collect::<Vec<_>>().join("\n")
 }
 
 fn state(message: &Queued) -> String {

@@ -42,10 +42,16 @@ pub(super) fn wrap(text: &str, width: usize, indent: usize) -> String {
     wrapped
 }
 
+/// A text in which nothing steers a terminal: addresses, replies and messages are others' words.
+pub(super) fn harmless(text: &str) -> String {
+    text.replace(|c: char| c.is_control() && c != '\n', "?")
+}
+
 fn cut(cell: &str) -> String {
+    let cell = harmless(cell).replace('\n', "?");
     match cell.char_indices().nth(WIDEST) {
         Some((end, _)) => format!("{}…", cell.get(..end).unwrap_or_default()),
-        None => cell.to_owned(),
+        None => cell,
     }
 }
 
@@ -85,5 +91,11 @@ mod tests {
         let rows = vec![vec!["ä".repeat(70_000), "x".to_owned()]];
         let shown = table(&["from", "end"], &rows);
         assert!(shown.ends_with(&format!("\n{}…  x", "ä".repeat(WIDEST))));
+    }
+
+    #[test]
+    fn nothing_in_a_cell_steers_the_terminal() {
+        let rows = vec![vec!["\u{1b}]0;x\u{7}a".to_owned(), "\u{9b}2Jb".to_owned()]];
+        assert_eq!(table(&["from", "to"], &rows), "from     to\n?]0;x?a  ?2Jb");
     }
 }

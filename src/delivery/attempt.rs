@@ -6,7 +6,7 @@ use super::fault::Fault;
 use super::outcome::{self, Circumstances, Decision, End, Rcpt, Transaction, waits};
 use crate::clock;
 use crate::failure::{Class, Failure, chain};
-use crate::logging::names;
+use crate::logging::{names, seconds};
 use crate::mailbox::{Mailbox, Trouble};
 use crate::message::{self, Trace};
 use crate::microsoft::smtp_replies::{Judgement, Special, Step, judge};
@@ -276,7 +276,7 @@ impl Context {
         let (mailbox, id) = (self.mailbox.address(), due.id);
         let message_id = due.message_id.as_deref();
         if let Some((to, reply)) = &decision.sent {
-            let seconds = clock::until(due.received_at, decision.settlement.at).as_secs();
+            let seconds = seconds(clock::until(due.received_at, decision.settlement.at));
             let (attempts, recipients) = (due.attempts.saturating_add(1), to.len());
             tracing::info!(%mailbox, %id, message_id, to = names(to), recipients, code = reply.codes(), reply = reply.text,
                 attempts, seconds, "sent");

@@ -101,7 +101,7 @@ impl Bed {
             inbox: false,
             folder: "INBOX".to_owned(),
             sign_in_as: None,
-            model: None,
+            intake: crate::odoo::Intake::default(),
             microsoft: microsoft.value,
             delivery: delivery.value,
             fetch: fetch::Config::default(),

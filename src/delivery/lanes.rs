@@ -92,6 +92,11 @@ impl Lanes {
         self.pacing.can_send_at(now).max(paused).max(store_until)
     }
 
+    /// Whether nothing but the pace keeps the next attempt from beginning.
+    pub(super) fn is_open_but_for_pace(&self, now: Timestamp) -> bool {
+        self.paused_until(now).is_none_or(|until| until <= now) && self.store_until <= now
+    }
+
     /// Until when the mailbox is left alone, if it is. A pause that begins only later, by a clock that was set back since,
     /// is over.
     pub(super) fn paused_until(&self, now: Timestamp) -> Option<Timestamp> {
@@ -225,6 +230,17 @@ mod tests {
         lanes.trouble(lanes.round(), judgement(Class::Rate, Special::FewerConnections), at(1300), 0.5);
         lanes.works(lanes.round());
         assert_eq!((lanes.width(at(1300)), lanes.width(at(2499)), lanes.width(at(2500))), (1, 1, 2));
+    }
+
+    #[test]
+    fn only_the_pace_is_told_from_a_pause_and_from_a_store_that_fails() {
+        let mut lanes = Lanes::new(1, Pacing::new(1, 0));
+        lanes.pacing.note(at(0), 1);
+        assert!(lanes.open_at(at(1)) > at(1) && lanes.is_open_but_for_pace(at(1)));
+        lanes.store_failed(at(1));
+        assert!(!lanes.is_open_but_for_pace(at(1)) && lanes.is_open_but_for_pace(at(2)));
+        lanes.trouble(lanes.round(), judgement(Class::Transient, Special::No), at(2), 0.5);
+        assert!(!lanes.is_open_but_for_pace(at(3)) && lanes.is_open_but_for_pace(at(7)));
     }
 
     #[test]

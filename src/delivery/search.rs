@@ -8,7 +8,7 @@ use crate::clock;
 use crate::failure::{Class, Failure};
 use crate::imap::sent::is_searchable;
 use crate::imap::{Error, Session};
-use crate::logging::names;
+use crate::logging::{names, seconds};
 use crate::microsoft::imap_replies;
 use crate::store::{Due, Next, RecipientState};
 use crate::tokens::AccessToken;
@@ -265,7 +265,7 @@ impl Search<'_> {
         let (attempts, recipients, to) = (due.attempts, to.len(), names(&to));
         match verdict {
             Verdict::Sent(found) => {
-                let seconds = clock::until(due.received_at, clock::now()).as_secs();
+                let seconds = seconds(clock::until(due.received_at, clock::now()));
                 tracing::info!(%mailbox, %id, message_id, to, recipients, attempts, seconds, found, "sent");
             }
             Verdict::SendAgain(at, None) => {

@@ -78,7 +78,7 @@ impl Context {
             for (id, message_id) in &messages {
                 let accepted_at = Timestamp::from_microsecond(id.0).unwrap_or(mentioned.until);
                 let (seconds, message_id) = (clock::until(accepted_at, now).as_secs(), message_id.as_deref());
-                let advice = "`outlook-relay queue show` tells what was tried";
+                let advice = format!("`outlook-relay queue show {id}` tells what was tried");
                 tracing::warn!(%mailbox, %id, message_id, seconds, advice, "delayed");
             }
             let last = messages.last().and_then(|(id, _)| Timestamp::from_microsecond(id.0).ok());

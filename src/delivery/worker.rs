@@ -53,6 +53,8 @@ pub struct Status {
     pub needs_a_person: bool,
     /// How many recipients may still be sent to today; `None`: there is no limit.
     pub left_today: Option<u64>,
+    /// How long mail waited for the mailbox's pace since the start.
+    pub paced: Duration,
 }
 
 /// The worker's state between two waits.
@@ -73,6 +75,10 @@ struct State<'a> {
     /// When to reroute next what the mailbox cannot send.
     reroute_at: Timestamp,
     mentioned: Mentioned,
+    /// Since when nothing but the pace keeps the next message from going.
+    paced_since: Option<Timestamp>,
+    /// See [`Status::paced`].
+    paced: Duration,
     /// When the mailbox's token was last renewed, at the time of the pause.
     token_renewed_at: Option<Timestamp>,
 }
@@ -146,6 +152,8 @@ impl Worker {
             give_up_at: Timestamp::MIN,
             reroute_at: Timestamp::MIN,
             mentioned: Mentioned::new(&self.context, clock::now()),
+            paced_since: None,
+            paced: Duration::ZERO,
             token_renewed_at: None,
         };
         while !soft.is_cancelled() {
@@ -182,7 +190,13 @@ impl Worker {
         loop {
             let now = clock::now();
             state.lanes.pacing.tick(now);
-            if state.attempts.len() >= state.lanes.width(now) || state.lanes.open_at(now) > now {
+            if state.attempts.len() >= state.lanes.width(now) {
+                return;
+            }
+            if state.lanes.open_at(now) > now {
+                if state.lanes.is_open_but_for_pace(now) {
+                    state.paced_since.get_or_insert(now);
+                }
                 return;
             }
             if state.ready.is_empty() && state.look_at.is_some_and(|at| at <= now) {
@@ -195,9 +209,14 @@ impl Worker {
                     }
                 }
             }
+            let paced_since = state.paced_since.take();
             let Some(due) = state.ready.pop_front() else {
                 return;
             };
+            // It may have come only while the others waited.
+            if let Some(since) = paced_since {
+                state.paced += clock::until(since.max(due.tried_since), now);
+            }
             let recipients = due.recipients.iter().filter(|recipient| waits(recipient)).count();
             let recipients = u64::try_from(recipients).unwrap_or(u64::MAX);
             state.lanes.pacing.note(now, recipients);
@@ -396,6 +415,7 @@ impl Worker {
             paused_until: state.lanes.paused_until(now).max(full).filter(|&until| until > now),
             needs_a_person: state.lanes.pause().is_some_and(|pause| pause.failure.class.needs_a_person()),
             left_today: state.lanes.pacing.left_today(),
+            paced: state.paced,
         };
         self.status.send_if_modified(|before| {
             let changed = *before != status;
@@ -427,6 +447,7 @@ impl State<'_> {
     /// A paused mailbox gets no connection held open, and what is due is read again afterwards.
     fn pause(&mut self) {
         self.ready.clear();
+        self.paced_since = None;
         self.close(|_| true);
     }
 

@@ -4,6 +4,7 @@ use super::powershell;
 use crate::failure::{Class, Failure};
 use crate::mailbox::Config;
 use crate::microsoft::expiry::Warning;
+use crate::odoo::{Protocol, Suits, Version};
 use serde::{Deserialize, Serialize};
 
 /// Everything that was found.
@@ -64,6 +65,8 @@ pub enum Check {
     ImapLogin,
     /// The folder that is watched.
     ImapFolder,
+    /// Odoo has the protocol that it is asked in.
+    OdooProtocol,
     /// Odoo knows login and password.
     OdooLogin,
     /// Odoo lets that user read a model.
@@ -82,6 +85,7 @@ impl Check {
             Self::ImapConnection => "IMAP connection",
             Self::ImapLogin => "IMAP login",
             Self::ImapFolder => "IMAP folder",
+            Self::OdooProtocol => "Odoo protocol",
             Self::OdooLogin => "Odoo login",
             Self::OdooRights => "Odoo rights",
             Self::ClientSecret => "app's credential",
@@ -97,6 +101,7 @@ impl Check {
             Self::ImapConnection => "the IMAP service can be reached",
             Self::ImapLogin => "the relay may read the mailbox",
             Self::ImapFolder => "received mail can be fetched",
+            Self::OdooProtocol => "Odoo understands the relay",
             Self::OdooLogin => "Odoo lets the relay in",
             Self::OdooRights => "Odoo can find what it has already",
             Self::ClientSecret => "the app can sign in",
@@ -111,7 +116,9 @@ impl Check {
             Self::ImapConnection | Self::ImapLogin | Self::ImapFolder => {
                 "received mail cannot be fetched: it stays in the mailbox"
             }
-            Self::OdooLogin => "received mail cannot be pushed into Odoo: it stays in the mailbox",
+            Self::OdooProtocol | Self::OdooLogin => {
+                "received mail cannot be pushed into Odoo: it stays in the mailbox"
+            }
             Self::OdooRights => {
                 "Odoo cannot tell which mails it has already: it may refuse them or take them twice"
             }
@@ -202,6 +209,44 @@ impl Finding {
             meaning: "whether this works shows once that does".to_owned(),
             ..Self::new(mailbox, check, Outcome::Skipped, format!("not tried: see {}", what.as_str()))
         }
+    }
+
+    /// How the configured protocol suits Odoo's version.
+    pub(super) fn protocol(version: &Version, protocol: Protocol) -> Self {
+        let (outcome, meaning, remedy) = match (version.suits(protocol), protocol) {
+            (Suits::Well, _) => (Outcome::Ok, "it is the right protocol for this version", ""),
+            (Suits::ForNow, _) => (
+                Outcome::Ok,
+                "it is the recommended protocol up to Odoo 21: it hands over every mail byte for byte; Odoo 22 no \
+                 longer has it, so set protocol = \"json2\" and an API key before that upgrade",
+                "",
+            ),
+            (Suits::Poorly, _) => (
+                Outcome::Ok,
+                "it works: of a mail that is not UTF-8 Odoo gets a copy in which it reads the same; up to Odoo 21, \
+                 protocol = \"xmlrpc\" hands over every mail byte for byte and is recommended",
+                "",
+            ),
+            (Suits::No, Protocol::Json2) => (
+                Outcome::Failed,
+                "JSON-2 came with Odoo 19: received mail cannot be pushed into this Odoo",
+                "set protocol = \"xmlrpc\" in [odoo]",
+            ),
+            (Suits::No, Protocol::XmlRpc) => (
+                Outcome::Failed,
+                "Odoo 22 and later have no XML-RPC: received mail cannot be pushed into this Odoo",
+                "set protocol = \"json2\" in [odoo], and put an API key of the user into password_file",
+            ),
+        };
+        let has = match (version.suits(Protocol::XmlRpc), version.suits(Protocol::Json2)) {
+            (Suits::No, _) => "JSON-2",
+            (_, Suits::No) => "XML-RPC",
+            _ => "XML-RPC (recommended) and JSON-2",
+        };
+        let seen = format!("Odoo {} has {has}; `protocol` is {}", version.text, protocol.as_str());
+        let class = (outcome == Outcome::Failed).then_some(Class::Administrator);
+        let (meaning, remedy) = (meaning.to_owned(), remedy.to_owned());
+        Self { class, meaning, remedy, ..Self::new(None, Check::OdooProtocol, outcome, seen) }
     }
 
     /// A check that says nothing either way.

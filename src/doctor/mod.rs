@@ -14,7 +14,7 @@ use crate::failure::{Class, Failure};
 use crate::imap::{Greeted, Session};
 use crate::mailbox::{Config, Mailbox};
 use crate::microsoft::expiry;
-use crate::odoo::{Gateway, GatewayConfig};
+use crate::odoo::{Gateway, GatewayConfig, Protocol};
 use crate::tokens::{AccessToken, Tokens};
 use futures_util::{FutureExt, StreamExt, stream};
 use jiff::Timestamp;
@@ -168,28 +168,37 @@ impl Doctor {
         let Some(gateway) = &self.gateway else {
             return Vec::new();
         };
+        // Where it cannot be told, the sign-in says more.
+        let version = gateway.try_version().await.ok().flatten();
+        let mut findings: Vec<_> =
+            version.iter().map(|version| Finding::protocol(version, gateway.protocol())).collect();
         match gateway.try_sign_in().await {
             Ok(uid) => {
-                let seen = format!("authenticate: the user's id is {uid}");
-                let mut findings = vec![Finding::ok(None, Check::OdooLogin, seen)];
+                let asked = match gateway.protocol() {
+                    Protocol::XmlRpc => "authenticate",
+                    Protocol::Json2 => "the API key",
+                };
+                let seen = format!("{asked}: the user's id is {uid}");
+                findings.push(Finding::ok(None, Check::OdooLogin, seen));
                 findings.push(rights(gateway, "mail.message", &[]).await);
                 let watched = mailboxes.iter().filter(|mailbox| mailbox.inbox);
                 let models: BTreeSet<&str> =
-                    watched.clone().filter_map(|mailbox| mailbox.model.as_deref()).collect();
+                    watched.clone().filter_map(|mailbox| mailbox.intake.model.as_deref()).collect();
                 for model in models {
                     let users: Vec<&str> = watched
                         .clone()
-                        .filter(|mailbox| mailbox.model.as_deref() == Some(model))
+                        .filter(|mailbox| mailbox.intake.model.as_deref() == Some(model))
                         .map(|mailbox| mailbox.address.as_str())
                         .collect();
                     findings.push(rights(gateway, model, &users).await);
                 }
                 findings
             }
-            Err(failure) => vec![
-                Finding::failed(None, Check::OdooLogin, &failure),
-                Finding::skipped(None, Check::OdooRights, Check::OdooLogin),
-            ],
+            Err(failure) => {
+                findings.push(Finding::failed(None, Check::OdooLogin, &failure));
+                findings.push(Finding::skipped(None, Check::OdooRights, Check::OdooLogin));
+                findings
+            }
         }
     }
 }

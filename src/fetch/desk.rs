@@ -9,19 +9,27 @@ use super::line::Stop;
 use super::plan;
 use crate::clock;
 use crate::failure::{Class, Failure, one_line};
+use crate::logging::seconds;
 use crate::mailbox::Mailbox;
-use crate::odoo::{Gateway, Room, Taken};
+use crate::odoo::{Gateway, Room, Taken, Turn, answers};
 use crate::store::{PushState, Received, Store};
 use jiff::Timestamp;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 /// Larger messages are refused, in bytes. Odoo 19 takes 128 MiB of base64 and XML, older ones and proxies take less:
 /// what lies between is refused by them.
 pub(super) const LARGEST: u64 = 120 << 20;
-/// A message that Odoo fails at so often, while it is well otherwise, is set aside like a refused one.
+/// A message that Odoo failed at so often is to blame itself, if Odoo took another one meanwhile: then this is a refusal.
 const MOST_TRIES: u32 = 5;
+/// A message that Odoo failed at so often gives way to others, to see whether Odoo takes those.
+const MANY_TRIES: u32 = 8;
+/// For so long.
+const GIVES_WAY: Duration = Duration::from_secs(300);
+/// How long a push may go on after a stop was asked for. It may take minutes, in which Odoo waits for the relay to take the
+/// mail that it sends from inside the push; the next start asks what became of it.
+const GRACE: Duration = Duration::from_secs(5);
 /// How long a message waits that the relay itself cannot bring to Odoo.
 pub(super) const OUT_OF_REACH: Duration = Duration::from_secs(6 * 3600);
 
@@ -40,6 +48,16 @@ pub(super) struct Ready {
     pub(super) room: Room,
 }
 
+/// What is known of a message before it is pushed.
+enum Known {
+    /// Odoo has it.
+    There,
+    /// Odoo does not have it.
+    New,
+    /// Odoo may still be at work on it, until then.
+    Unsettled(Timestamp),
+}
+
 impl Desk {
     /// Brings messages to Odoo, one after the other, until one is stopped. The UIDs of those that Odoo has.
     pub(super) async fn bring_all(
@@ -56,7 +74,7 @@ impl Desk {
                 return (there, Err(Stop::Stopping));
             }
             let uid = row.uid;
-            match Box::pin(self.bring(uidvalidity, row, raw)).await {
+            match Box::pin(self.bring(uidvalidity, row, raw, soft)).await {
                 Ok(true) => there.push(uid),
                 Ok(false) => {}
                 Err(stop) => return (there, Err(stop)),
@@ -67,44 +85,81 @@ impl Desk {
     }
 
     /// Whether Odoo has the message now. Else it was set aside, and the next one has its turn.
-    async fn bring(&self, uidvalidity: u32, mut row: Received, raw: Vec<u8>) -> Result<bool, Stop> {
+    async fn bring(
+        &self,
+        uidvalidity: u32,
+        mut row: Received,
+        raw: Vec<u8>,
+        soft: &CancellationToken,
+    ) -> Result<bool, Stop> {
         let size = u64::try_from(raw.len()).unwrap_or(u64::MAX);
         if size > LARGEST {
             return self.too_large(uidvalidity, &row, size).await.map(|()| false);
         }
         let address = self.mailbox.address();
-        let incoming = incoming::prepare(raw, address, row.message_id.as_deref());
+        let incoming = incoming::prepare(raw, address, row.message_id.as_deref(), self.gateway.domains());
         row.message_id = Some(incoming.message_id.clone());
         row.sender.clone_from(&incoming.sender);
         tracing::debug!(mailbox = %address, uid = row.uid, message_id = %one_line(&incoming.message_id), size, "fetched");
-        match self.is_there(&row, &incoming).await {
-            Ok(true) => self.done_with(uidvalidity, &row, "known", None, size).await.map(|()| true),
-            Ok(false) => {
+        // From here on nobody else brings this Message-Id to Odoo, so that what is known of it stays true.
+        let turn = tokio::select! {
+            () = soft.cancelled() => return Err(Stop::Stopping),
+            turn = self.gateway.turn(&incoming.message_id) => turn,
+        };
+        match self.known(&row, &incoming).await {
+            Ok(Known::There) => self.done_with(uidvalidity, &row, "known", None, size).await.map(|()| true),
+            Ok(Known::Unsettled(until)) => {
+                let state = if row.state == PushState::Pushing { row.state } else { PushState::Waiting };
+                let wait = clock::until(clock::now(), until);
+                tracing::debug!(mailbox = %address, uid = row.uid, %until, "Odoo may still be at work on it");
+                self.settle(uidvalidity, vec![row.uid], state, wait).await.map(|()| false)
+            }
+            Ok(Known::New) => {
                 if let Some(until) = self.too_soon(&row).await? {
-                    self.postpone(uidvalidity, &row, until).await?;
-                    return Ok(false);
+                    if !self.is_reply(&incoming).await? {
+                        self.postpone(uidvalidity, &row, until).await?;
+                        return Ok(false);
+                    }
+                    row.sender = Some(String::new());
                 }
-                self.push(uidvalidity, &row, incoming, size).await
+                self.push(uidvalidity, &row, turn, incoming, size, soft).await
             }
             // Odoo cannot say, and pushing it again could make a second record: the next one has its turn.
             Err(Stop::Odoo(failure)) if failure.class == Class::Message => {
-                let wait = plan::refused_again_after(row.tries);
-                self.set_aside(uidvalidity, &row, &failure, wait).await.map(|()| false)
+                self.refuse(uidvalidity, &row, &failure).await.map(|()| false)
             }
             Err(stop) => Err(stop),
         }
     }
 
     /// Whether Odoo has the message already: pushed under another UID (the UIDs count anew, or somebody moved it to
-    /// and fro), or by a push whose outcome nobody knows.
-    async fn is_there(&self, row: &Received, incoming: &Incoming) -> Result<bool, Stop> {
-        if self.store.was_pushed(self.mailbox.address(), &incoming.message_id).await? {
-            return Ok(true);
+    /// and fro), from another mailbox, or by a push whose outcome nobody knows.
+    async fn known(&self, row: &Received, incoming: &Incoming) -> Result<Known, Stop> {
+        let id = &incoming.message_id;
+        if self.store.was_pushed(self.mailbox.address(), id).await? {
+            return Ok(Known::There);
         }
-        if row.tries == 0 && row.state != PushState::Pushing {
+        let pushes = self.store.pushes_of(id).await?;
+        if row.tries == 0 && row.state != PushState::Pushing && !pushes.tried {
+            return Ok(Known::New);
+        }
+        if self.gateway.knows(id).await.map_err(Stop::Odoo)? {
+            return Ok(Known::There);
+        }
+        // Odoo shows nothing of what it is still at work on.
+        let settled = pushes.unclear_since.map(|at| clock::after(at, self.gateway.settles_after()));
+        Ok(settled.filter(|&until| until > clock::now()).map_or(Known::New, Known::Unsettled))
+    }
+
+    /// Whether Odoo takes the message for a reply: it has a message that this one says it replies to.
+    async fn is_reply(&self, incoming: &Incoming) -> Result<bool, Stop> {
+        if incoming.replies_to.is_empty() {
             return Ok(false);
         }
-        self.gateway.knows(&incoming.message_id).await.map_err(Stop::Odoo)
+        match self.gateway.knows_any(&incoming.replies_to).await {
+            Err(failure) if failure.class != Class::Message => Err(Stop::Odoo(failure)),
+            known => Ok(known.unwrap_or(false)),
+        }
     }
 
     /// Until when a message has to wait for Odoo not to take its sender for a loop; `None`: not at all.
@@ -131,44 +186,72 @@ impl Desk {
         let state = if row.state == PushState::Refused { PushState::Refused } else { PushState::Waiting };
         let wait = clock::until(clock::now(), until);
         let answer = "waits: Odoo takes a sender of more new messages in two hours for a loop".to_owned();
-        self.write(uidvalidity, row, state, Some(answer), wait).await
+        self.write(uidvalidity, row, state, Some(answer), false, wait).await
     }
 
     async fn push(
         &self,
         uidvalidity: u32,
         row: &Received,
+        turn: Turn<'_>,
         incoming: Incoming,
         size: u64,
+        soft: &CancellationToken,
     ) -> Result<bool, Stop> {
-        let gateway = &self.gateway;
-        // After a crash, Odoo may be at it for this long.
-        self.write(uidvalidity, row, PushState::Pushing, None, gateway.settles_after()).await?;
+        self.write(uidvalidity, row, PushState::Pushing, None, false, Duration::ZERO).await?;
         let tries = row.tries.saturating_add(1);
-        let model = self.mailbox.config.model.as_deref();
-        let failure = match gateway.push(&incoming.raw, model, &incoming.message_id).await {
+        let begun = Instant::now();
+        let pushing = async {
+            let intake = &self.mailbox.config.intake;
+            match turn.push(&incoming.raw, intake).await {
+                Err(failure) if incoming.to_others && answers::is_no_route(&failure) => {
+                    let incoming = incoming.delivered_to(self.mailbox.address());
+                    turn.push(&incoming.raw, intake).await
+                }
+                pushed => pushed,
+            }
+        };
+        let stopping = async {
+            soft.cancelled().await;
+            tokio::time::sleep(GRACE).await;
+        };
+        let pushed = tokio::select! {
+            pushed = pushing => pushed,
+            () = stopping => return Err(Stop::Stopping),
+        };
+        let failure = match pushed {
             Ok(taken) => {
                 return self
-                    .done_with(uidvalidity, row, taken.as_str(), Some(taken), size)
+                    .done_with(uidvalidity, row, taken.as_str(), Some((taken, begun.elapsed())), size)
                     .await
                     .map(|()| true);
             }
             Err(failure) => failure,
         };
         if failure.class == Class::Message {
-            let wait = plan::refused_again_after(tries);
-            return self.set_aside(uidvalidity, row, &failure, wait).await.map(|()| false);
+            return self.refuse(uidvalidity, row, &failure).await.map(|()| false);
         }
-        if failure.class == Class::Transient && tries >= MOST_TRIES {
-            let failure = failure.clone().advise(
-                "Odoo fails at this message again and again: look into its log; the message is tried again by itself",
+        if tries >= MOST_TRIES && row.pushed_at.is_some_and(|at| self.gateway.took_since(at)) {
+            let failure = failure.advise(
+                "Odoo fails at this message, and takes others: look into its log; the message is tried again by itself",
             );
-            self.set_aside(uidvalidity, row, &failure, plan::refused_again_after(tries)).await?;
-        } else {
+            return self.refuse(uidvalidity, row, &failure).await.map(|()| false);
+        }
+        if tries >= MANY_TRIES {
+            self.settle(uidvalidity, vec![row.uid], PushState::Waiting, GIVES_WAY).await?;
+            return Ok(false);
+        }
+        if !answers::is_unclear(&failure) {
             let wait = failure.retry_after.unwrap_or_default();
-            self.write(uidvalidity, row, PushState::Waiting, Some(failure.to_string()), wait).await?;
+            self.write(uidvalidity, row, PushState::Waiting, Some(failure.to_string()), false, wait).await?;
         }
         Err(Stop::Odoo(failure))
+    }
+
+    /// Odoo refuses the message: it stays unread, and the next one has its turn.
+    async fn refuse(&self, uidvalidity: u32, row: &Received, failure: &Failure) -> Result<(), Stop> {
+        let wait = plan::refused_again_after(row.refusals.saturating_add(1));
+        self.quarantine(uidvalidity, row, failure, true, wait).await
     }
 
     /// Odoo has it: writes that down.
@@ -177,12 +260,13 @@ impl Desk {
         uidvalidity: u32,
         row: &Received,
         answer: &'static str,
-        taken: Option<Taken>,
+        taken: Option<(Taken, Duration)>,
         size: u64,
     ) -> Result<(), Stop> {
-        let thread_id = taken.and_then(Taken::thread_id);
+        let thread_id = taken.and_then(|(taken, _)| taken.thread_id());
+        let seconds = taken.map(|(_, time)| seconds(time));
         let noted = thread_id.map_or_else(|| answer.to_owned(), |id| format!("{answer}: {id}"));
-        self.write(uidvalidity, row, PushState::Pushed, Some(noted), Duration::ZERO).await?;
+        self.write(uidvalidity, row, PushState::Pushed, Some(noted), false, Duration::ZERO).await?;
         tracing::info!(
             mailbox = %self.mailbox.address(),
             uid = row.uid,
@@ -190,6 +274,7 @@ impl Desk {
             answer,
             thread_id,
             size,
+            seconds,
             "pushed"
         );
         Ok(())
@@ -202,7 +287,7 @@ impl Desk {
         self.set_aside(uidvalidity, row, &failure, OUT_OF_REACH).await
     }
 
-    /// Leaves the message unread, to be tried again after `wait`; the next one has its turn.
+    /// Leaves a message unread that cannot be brought to Odoo, to be tried again after `wait`; the next one has its turn.
     pub(super) async fn set_aside(
         &self,
         uidvalidity: u32,
@@ -210,8 +295,19 @@ impl Desk {
         failure: &Failure,
         wait: Duration,
     ) -> Result<(), Stop> {
+        self.quarantine(uidvalidity, row, failure, false, wait).await
+    }
+
+    async fn quarantine(
+        &self,
+        uidvalidity: u32,
+        row: &Received,
+        failure: &Failure,
+        refused: bool,
+        wait: Duration,
+    ) -> Result<(), Stop> {
         let answer = format!("{}: {}", failure.code, failure.reply);
-        self.write(uidvalidity, row, PushState::Refused, Some(answer), wait).await?;
+        self.write(uidvalidity, row, PushState::Refused, Some(answer), refused, wait).await?;
         let Failure { class, code, reply, advice, .. } = failure;
         tracing::warn!(
             mailbox = %self.mailbox.address(),
@@ -227,17 +323,18 @@ impl Desk {
         Ok(())
     }
 
-    /// Writes into the ledger; the message is due again after `wait`.
+    /// Writes into the ledger; the message is due again after `wait`. `refused`: this counts as a refusal.
     async fn write(
         &self,
         uidvalidity: u32,
         row: &Received,
         state: PushState,
         answer: Option<String>,
+        refused: bool,
         wait: Duration,
     ) -> Result<(), Stop> {
         let (mailbox, now) = (&self.mailbox, clock::now());
-        let note = (row.message_id.clone(), answer, row.sender.clone());
+        let note = (row.message_id.clone(), answer, row.sender.clone(), refused);
         let (folder, until) = (&mailbox.config.folder, clock::after(now, wait));
         let written =
             self.store.note_push_of(mailbox.address(), folder, uidvalidity, row.uid, state, note, until, now);

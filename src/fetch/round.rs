@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 /// How long a message waits that could not be marked.
 const UNMARKED: Duration = Duration::from_secs(3600);
-/// A message that Odoo refused so often, which takes more than an hour, is moved to the quarantine folder, if there is one.
+/// A message that Odoo itself refused so often, which takes more than an hour, is moved to the quarantine folder, if there is one.
 const PATIENCE: u32 = 4;
 /// A message at which the session was lost so often in a row is set aside like a refused one.
 const MOST_STUMBLES: u32 = 3;
@@ -90,7 +90,7 @@ impl Round<'_> {
             return Ok(rows);
         };
         let (refused, mut rows): (Vec<_>, Vec<_>) =
-            rows.into_iter().partition(|row| row.state == PushState::Refused && row.tries >= PATIENCE);
+            rows.into_iter().partition(|row| row.state == PushState::Refused && row.refusals >= PATIENCE);
         for row in refused {
             if self.can_return(&row).await? {
                 match self.line.session.move_to(&[row.uid], &folder, self.line.able).await {

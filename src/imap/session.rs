@@ -346,6 +346,8 @@ pub(super) fn broken(error: &std::io::Error) -> Failure {
         odd("the server's answer cannot be parsed")
     } else if error.kind() == std::io::ErrorKind::InvalidData {
         odd(&error.to_string())
+    } else if error.kind() == std::io::ErrorKind::UnexpectedEof {
+        cut()
     } else {
         Failure::new(Class::Transient, "cut", error.to_string())
     }

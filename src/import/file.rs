@@ -101,9 +101,17 @@ fn write_mailbox(out: &mut String, mailbox: &Planned) -> std::fmt::Result {
     if mailbox.inbox {
         writeln!(out, "inbox = true")?;
     }
-    for (key, value) in [("model", &mailbox.model), ("smtp", &mailbox.smtp), ("imap", &mailbox.imap)] {
+    for (key, value) in [("model", &mailbox.intake.model), ("smtp", &mailbox.smtp), ("imap", &mailbox.imap)] {
         if let Some(value) = value {
             writeln!(out, "{key} = {}", quote(value))?;
+        }
+    }
+    for (key, set) in [
+        ("save_original", mailbox.intake.save_original),
+        ("strip_attachments", mailbox.intake.strip_attachments),
+    ] {
+        if set {
+            writeln!(out, "{key} = true")?;
         }
     }
     Ok(())

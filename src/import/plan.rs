@@ -7,6 +7,7 @@ pub use super::values::Endpoint;
 
 use crate::address::Address;
 use crate::failure::one_line;
+use crate::odoo::Intake;
 use secrecy::SecretString;
 use serde::{Serialize, Serializer};
 
@@ -58,8 +59,9 @@ pub struct Planned {
     pub sequence: i32,
     /// Whether Odoo fetches its inbox.
     pub inbox: bool,
-    /// The fallback model.
-    pub model: Option<String>,
+    /// What Odoo does with its mail.
+    #[serde(flatten)]
+    pub intake: Intake,
     /// `host:port`, where it is not the usual one.
     pub smtp: Option<String>,
     /// The same of IMAP.
@@ -253,7 +255,7 @@ fn add_outgoing(
             from_filter: filter,
             sequence: server.sequence,
             inbox: false,
-            model: None,
+            intake: Intake::default(),
             smtp,
             imap: None,
             token: server.token.clone(),
@@ -292,26 +294,21 @@ fn joined(one: String, other: &str) -> String {
 
 fn add_incoming(mailboxes: &mut Vec<Planned>, address: Address, server: &Incoming, notes: &mut Vec<String>) {
     let source = Source { id: server.id, name: one_line(&server.name), token: server.token.is_some() };
-    if server.original {
-        notes.push(format!(
-            "{address}: \"Keep Original\" has no counterpart in the relay: the records no longer get the raw message"
-        ));
-    }
-    if !server.attach {
-        notes.push(format!(
-            "{address}: \"Keep Attachments\" is off in Odoo, which has no counterpart in the relay: attachments will be kept"
-        ));
-    }
-    let model = Some(one_line(&server.model)).filter(|model| !model.is_empty());
+    let intake = Intake {
+        model: Some(one_line(&server.model)).filter(|model| !model.is_empty()),
+        save_original: server.original,
+        strip_attachments: !server.attach,
+        ..Intake::default()
+    };
     let imap = unusual(&server.host, server.port, 993);
     if let Some(known) = mailboxes.iter_mut().find(|known| known.address == address) {
-        if known.inbox && known.model != model {
+        if known.inbox && known.intake != intake {
             notes.push(format!(
-                "{address}: several incoming servers fetch it; the model of the first counts, not that of {}",
+                "{address}: several incoming servers fetch it; model and options of the first count, not those of {}",
                 describe("incoming", server.id, &server.name)
             ));
         } else {
-            (known.model, known.imap) = (model, imap);
+            (known.intake, known.imap) = (intake, imap);
         }
         known.inbox = true;
         known.token = known.token.take().or_else(|| server.token.clone());
@@ -323,7 +320,7 @@ fn add_incoming(mailboxes: &mut Vec<Planned>, address: Address, server: &Incomin
         from_filter: Some(address.to_string()),
         sequence: RECEIVES_ONLY,
         inbox: true,
-        model,
+        intake,
         smtp: None,
         imap,
         token: server.token.clone(),

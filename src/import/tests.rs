@@ -85,13 +85,21 @@ fn both_records_of_a_mailbox_become_one() {
             outgoing(1, "Notifications@Example.com", ""),
             outgoing(2, "john@example.com", "john@example.com"),
         ],
-        vec![incoming(7, "notifications@example.com"), incoming(8, "info@example.com")],
+        vec![
+            incoming(7, "notifications@example.com"),
+            Incoming { original: true, attach: false, ..incoming(8, "info@example.com") },
+        ],
     );
     let config = load(&records);
+    let options: Vec<_> =
+        config.mailboxes.iter().map(|m| (m.intake.save_original, m.intake.strip_attachments)).collect();
+    assert_eq!(options, [(false, false), (false, false), (true, true)]);
     let seen: Vec<_> = config
         .mailboxes
         .iter()
-        .map(|m| (m.address.as_str(), m.from_filter.as_deref(), m.sequence, m.inbox, m.model.as_deref()))
+        .map(|m| {
+            (m.address.as_str(), m.from_filter.as_deref(), m.sequence, m.inbox, m.intake.model.as_deref())
+        })
         .collect();
     assert_eq!(
         seen,
@@ -161,12 +169,15 @@ fn what_somebody_should_know_is_said() {
             "one of its outgoing servers takes any From",
         ),
         (
-            records(19, Vec::new(), vec![Incoming { original: true, ..incoming(1, "a@example.com") }]),
-            "Keep Original",
-        ),
-        (
-            records(19, Vec::new(), vec![Incoming { attach: false, ..incoming(1, "a@example.com") }]),
-            "Keep Attachments",
+            records(
+                19,
+                Vec::new(),
+                vec![
+                    incoming(1, "a@example.com"),
+                    Incoming { original: true, ..incoming(2, "a@example.com") },
+                ],
+            ),
+            "several incoming servers",
         ),
     ];
     for (records, words) in cases {

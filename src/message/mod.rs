@@ -15,8 +15,10 @@ mod outbound;
 mod outbound_tests;
 #[cfg(test)]
 mod tests;
+mod text;
 
 pub use outbound::{HOST, Trace, outbound, received_ids};
+pub use text::text;
 
 /// The longest line a message may have, in octets without its line end, is 998 (RFC 5322 section 2.1.1). A token that
 /// cannot be folded stays under this, which leaves room for the field name.
@@ -136,6 +138,11 @@ impl<'a> HeaderView<'a> {
     /// Whether header or body holds bytes of 0x80 and above, so that the next hop needs 8BITMIME (RFC 6152).
     pub fn is_8bit(&self) -> bool {
         !self.raw.is_ascii()
+    }
+
+    /// The texts of every field of this name, unfolded and not decoded.
+    pub fn texts(&self, name: &'static str) -> impl Iterator<Item = String> {
+        self.fields(name).map(|field| field.text())
     }
 
     fn fields(&self, name: &'static str) -> impl Iterator<Item = Field<'a>> {

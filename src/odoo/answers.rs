@@ -1,5 +1,7 @@
-//! What Odoo's answers mean, as data: a row for each, with its class and its advice.
+//! What Odoo's answers mean, as data: a row for each, with its class and its advice. One table serves both protocols:
+//! what XML-RPC says in a traceback, JSON-2 says with a name and a status.
 
+use super::Protocol;
 use super::xmlrpc::Reply;
 use crate::failure::{Class, Failure};
 use dxr::Value;
@@ -36,6 +38,41 @@ impl Taken {
     }
 }
 
+/// What a method returned, in either protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Returned {
+    /// A whole number.
+    Number(i64),
+    /// True or false.
+    Bool(bool),
+    /// Nothing.
+    Nothing,
+    /// Anything else.
+    Other,
+}
+
+impl From<&Value> for Returned {
+    fn from(value: &Value) -> Self {
+        match value {
+            Value::Integer(number) => Self::Number(i64::from(*number)),
+            Value::Boolean(value) => Self::Bool(*value),
+            Value::Nil => Self::Nothing,
+            _ => Self::Other,
+        }
+    }
+}
+
+impl From<&serde_json::Value> for Returned {
+    fn from(value: &serde_json::Value) -> Self {
+        match value {
+            serde_json::Value::Number(number) => number.as_i64().map_or(Self::Other, Self::Number),
+            serde_json::Value::Bool(value) => Self::Bool(*value),
+            serde_json::Value::Null => Self::Nothing,
+            _ => Self::Other,
+        }
+    }
+}
+
 /// How a call can fail without an answer of Odoo's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Broken {
@@ -45,15 +82,15 @@ pub enum Broken {
     Timeout,
     /// The connection was lost before the answer.
     Cut,
-    /// The answer was not XML-RPC at all.
+    /// The answer was not of the protocol at all.
     NotOdoo,
-    /// The answer was XML-RPC, but damaged.
+    /// The answer was of the protocol, but damaged.
     Damaged,
 }
 
-/// One row: a fault whose text begins and contains as given, and what it means.
+/// One row: a fault, or an error of JSON-2, whose text begins and contains as given, and what it means.
 struct Row {
-    /// The fault code; 0: any.
+    /// The fault code, or what the status of JSON-2 amounts to ([`code_of`]); 0: any.
     code: i32,
     /// How the exception's line begins. (Without this a sender could choose the row: texts quote the message.)
     begins: &'static str,
@@ -67,7 +104,7 @@ struct Row {
 const FAULTS: &[Row] = &[
     row(
         1,
-        "ValueError: No possible route found",
+        NO_ROUTE,
         "",
         Class::Message,
         "create an alias in Odoo for one of its recipients, or set `model` for this mailbox",
@@ -89,6 +126,27 @@ const FAULTS: &[Row] = &[
         "install Odoo's Discuss (mail) module, or set `gateway_model` in [odoo] to the model that takes mail",
     ),
     row(
+        0,
+        "werkzeug.exceptions.NotFound: the model",
+        "does not exist",
+        Class::Administrator,
+        "install Odoo's Discuss (mail) module, or set `gateway_model` in [odoo] to the model that takes mail",
+    ),
+    row(
+        2,
+        "werkzeug.exceptions.UnprocessableEntity",
+        "",
+        Class::Administrator,
+        "the model that takes mail has another `message_process`: set `gateway_model` in [odoo] to Odoo's own",
+    ),
+    row(
+        3,
+        "werkzeug.exceptions.Unauthorized",
+        "",
+        Class::Administrator,
+        "put an API key of the user into `password_file`: JSON-2 takes no password; or renew the key, if it has expired",
+    ),
+    row(
         3,
         "",
         "",
@@ -106,6 +164,8 @@ const FAULTS: &[Row] = &[
     row(1, "psycopg2.errors.SerializationFailure", "", Class::Transient, ""),
     row(1, "psycopg2.errors.DeadlockDetected", "", Class::Transient, ""),
     row(1, "psycopg2.errors.LockNotAvailable", "", Class::Transient, ""),
+    row(0, "odoo.exceptions.LockError", "", Class::Transient, ""),
+    row(0, "odoo.exceptions.ConcurrencyError", "", Class::Transient, ""),
     // PostgreSQL is down or full up.
     row(1, "psycopg2.OperationalError", "", Class::Transient, ""),
     row(1, "psycopg2.InterfaceError", "", Class::Transient, ""),
@@ -122,6 +182,7 @@ const FAULTS: &[Row] = &[
     ),
 ];
 
+const NO_ROUTE: &str = "ValueError: No possible route found";
 const DATABASE: &str = "set `database` in [odoo] to the name of a database that Odoo has";
 const UPDATE: &str = "finish the update of Odoo's modules";
 
@@ -138,42 +199,57 @@ const fn row(
 /// `cannot marshal None`: the method returned nothing, which Odoo's XML-RPC cannot say. It is done and committed.
 const RETURNED_NOTHING: &str = "cannot marshal None";
 
-/// The answer to `message_process`.
+/// What an answer of XML-RPC holds.
 ///
 /// # Errors
 /// A fault, by its meaning.
-pub fn of_push(reply: &Reply) -> Result<Taken, Failure> {
+pub fn of_reply(reply: &Reply) -> Result<Returned, Failure> {
     match reply {
-        Reply::Value(Value::Integer(id)) if *id > 0 => Ok(Taken::Thread(i64::from(*id))),
-        Reply::Value(Value::Integer(_) | Value::Boolean(_)) => Ok(Taken::Duplicate),
-        // No fault, so it is committed, whatever a fork returns.
-        Reply::Value(_) => Ok(Taken::Ignored),
-        Reply::Fault { code: 1, text } if exception(text).contains(RETURNED_NOTHING) => Ok(Taken::Ignored),
+        Reply::Value(value) => Ok(Returned::from(value)),
+        Reply::Fault { code: 1, text } if exception(text).contains(RETURNED_NOTHING) => Ok(Returned::Nothing),
         Reply::Fault { code, text } => Err(of_fault(*code, text)),
     }
 }
 
-/// The answer to `authenticate`: the user's id.
-///
-/// # Errors
-/// `false` (wrong login or password), or a fault.
-pub fn of_authenticate(reply: &Reply) -> Result<i32, Failure> {
-    match reply {
-        Reply::Value(Value::Integer(uid)) if *uid > 0 => Ok(*uid),
-        Reply::Value(_) => Err(of_fault(3, "Odoo does not know this login and password")),
-        Reply::Fault { code, text } => Err(of_fault(*code, text)),
+/// What `message_process` returned. It is no fault, so it is committed, whatever a fork returns.
+pub fn of_push(returned: Returned) -> Taken {
+    match returned {
+        Returned::Number(id) if id > 0 => Taken::Thread(id),
+        Returned::Number(_) | Returned::Bool(_) => Taken::Duplicate,
+        Returned::Nothing | Returned::Other => Taken::Ignored,
     }
 }
 
-/// The answer to `search_count`: whether there is any.
+/// What `authenticate` returned: the user's id.
 ///
 /// # Errors
-/// A fault, or an answer that is no number.
-pub fn of_count(reply: &Reply) -> Result<bool, Failure> {
-    match reply {
-        Reply::Value(Value::Integer(count)) => Ok(*count > 0),
-        Reply::Value(_) => Err(of_broken(Broken::Damaged, "search_count gave no number")),
-        Reply::Fault { code, text } => Err(of_fault(*code, text)),
+/// `false`: wrong login or password.
+pub fn of_authenticate(returned: Returned) -> Result<i32, Failure> {
+    match returned {
+        Returned::Number(uid) if uid > 0 => {
+            i32::try_from(uid).map_err(|_| of_broken(Broken::Damaged, "authenticate gave no id"))
+        }
+        _ => Err(of_fault(3, "Odoo does not know this login and password")),
+    }
+}
+
+/// What `context_get` of `res.users` returned over JSON-2: the id of the user whose key it is.
+///
+/// # Errors
+/// It holds no id.
+pub fn of_context(context: &serde_json::Value) -> Result<i64, Failure> {
+    let uid = context.get("uid").and_then(serde_json::Value::as_i64);
+    uid.ok_or_else(|| of_broken(Broken::Damaged, "context_get gave no uid"))
+}
+
+/// What `search_count` returned: whether there is any.
+///
+/// # Errors
+/// No number.
+pub fn of_count(returned: Returned) -> Result<bool, Failure> {
+    match returned {
+        Returned::Number(count) => Ok(count > 0),
+        _ => Err(of_broken(Broken::Damaged, "search_count gave no number")),
     }
 }
 
@@ -183,9 +259,45 @@ pub fn is_unclear(failure: &Failure) -> bool {
     matches!(failure.code.as_str(), TIMEOUT | CUT | DAMAGED) || status.is_some_and(|status| status >= 500)
 }
 
-/// What a fault means.
+/// Whether Odoo found no record, alias or model for a message's recipients.
+pub fn is_no_route(failure: &Failure) -> bool {
+    failure.class == Class::Message && failure.reply.starts_with(NO_ROUTE)
+}
+
+/// Whether a failure says: the user may not read this, or do that.
+pub fn is_no_rights(failure: &Failure) -> bool {
+    matches!(failure.code.as_str(), "fault 4" | "error 403")
+}
+
+/// What a fault of XML-RPC means.
 pub fn of_fault(code: i32, text: &str) -> Failure {
-    let exception = exception(text);
+    of_exception(code, format!("fault {code}"), exception(text))
+}
+
+/// What an error of JSON-2 means: Odoo's own, in JSON, so that it has undone whatever it did.
+pub fn of_error(status: u16, name: &str, message: &str) -> Failure {
+    if matches!(status, 413 | 429 | 502..=504) {
+        return of_status(Protocol::Json2, status, None);
+    }
+    let code = code_of(status, name);
+    let shown = if code == 3 { 401 } else { status };
+    // In a traceback, Python's own exceptions have no module.
+    let name = name.strip_prefix("builtins.").unwrap_or(name);
+    of_exception(code, format!("error {shown}"), &format!("{name}: {message}"))
+}
+
+/// The fault code that XML-RPC would have (Odoo's exceptions.py: each class has its status).
+fn code_of(status: u16, name: &str) -> i32 {
+    match status {
+        401 => 3,
+        403 if name.ends_with(".AccessDenied") => 3,
+        403 => 4,
+        400..=499 => 2,
+        _ => 1,
+    }
+}
+
+fn of_exception(code: i32, shown: String, exception: &str) -> Failure {
     let matches = |row: &&Row| {
         (row.code == 0 || row.code == code)
             && exception.starts_with(row.begins)
@@ -195,11 +307,12 @@ pub fn of_fault(code: i32, text: &str) -> Failure {
         FAULTS.iter().find(matches).map_or((Class::Message, ""), |row| (row.class, row.advice));
     // Only the exception's own line: what follows may quote the message.
     let line = exception.lines().next().unwrap_or_default();
-    Failure::new(class, format!("fault {code}"), line).advise(advice)
+    Failure::new(class, shown, line).advise(advice)
 }
 
-/// What an HTTP status other than 200 means. `location` is where a redirect leads.
-pub fn of_status(status: u16, location: Option<&str>) -> Failure {
+/// What an HTTP status other than 200 means that is not Odoo's own answer. `location` is where a redirect leads.
+pub fn of_status(protocol: Protocol, status: u16, location: Option<&str>) -> Failure {
+    let json2 = protocol == Protocol::Json2;
     let (class, reply, advice) = match status {
         300..=399 => {
             (Class::Administrator, "a redirect", "set `url` in [odoo] to the address that it redirects to")
@@ -207,17 +320,23 @@ pub fn of_status(status: u16, location: Option<&str>) -> Failure {
         401 | 403 => (
             Class::Administrator,
             "access is refused before Odoo is asked",
-            "let the relay through to /xmlrpc/2/ in what stands before Odoo, or set `url` in [odoo] to Odoo itself",
+            "let the relay through to /xmlrpc/2/ and /json/2/ in what stands before Odoo, or set `url` in [odoo] to Odoo itself",
+        ),
+        404 | 405 if json2 => (
+            Class::Administrator,
+            "there is no JSON-2 at this address, or no such database",
+            "check `url` (Odoo's address, without a path) and `database` in [odoo]; for an Odoo before 19, write protocol = \"xmlrpc\"",
         ),
         404 | 405 => (
             Class::Administrator,
             "there is no XML-RPC at this address",
-            "set `url` in [odoo] to Odoo's address, without a path",
+            "set `url` in [odoo] to Odoo's address, without a path; for Odoo 22 and later, write protocol = \"json2\"",
         ),
         413 => (
             Class::Message,
             "the message is too large for Odoo",
-            "raise the body limit of the server before Odoo (nginx: client_max_body_size) if such mail matters",
+            "raise the body limit of the server before Odoo (nginx: client_max_body_size) or of Odoo itself \
+             (web.max_file_upload_size) if such mail matters",
         ),
         408 | 425 | 429 | 500.. => (Class::Transient, "Odoo is busy or restarting", ""),
         _ => (Class::Message, "the request is refused", "look into the log of what stands before Odoo"),
@@ -228,8 +347,15 @@ pub fn of_status(status: u16, location: Option<&str>) -> Failure {
     if status == 504 { failure.wait(ODOO_GIVES_UP) } else { failure }
 }
 
-/// The code of a failure that says: the user may not read this, or do that.
-pub const NO_RIGHTS: &str = "fault 4";
+/// A value of the configuration that no HTTP header can hold.
+pub(super) fn of_unusable(key: &str) -> Failure {
+    Failure::new(
+        Class::Administrator,
+        "unusable",
+        format!("`{key}` has characters that an HTTP header cannot hold"),
+    )
+    .advise(format!("correct `{key}` in [odoo], or write protocol = \"xmlrpc\""))
+}
 
 const TIMEOUT: &str = "timeout";
 const CUT: &str = "cut";

@@ -1,11 +1,17 @@
 //! Odoo: its mail settings, and its mail gateway, into which received mail is pushed.
 
 pub mod answers;
+mod client;
 mod gateway;
+mod intake;
+mod json2;
+mod version;
 pub mod xmlrpc;
 
 pub use answers::Taken;
-pub use gateway::{Gateway, Room};
+pub use gateway::{Gateway, Room, Turn};
+pub use intake::{Intake, Scalar};
+pub use version::{Suits, Version};
 
 use crate::address::Address;
 use crate::routing::AliasDomain;
@@ -29,11 +35,15 @@ pub struct Config {
 pub struct GatewayConfig {
     /// Odoo's address, without a slash at the end.
     pub url: String,
+    /// The company's own domains: those of the alias domains.
+    pub domains: Vec<String>,
     /// The database.
     pub database: String,
-    /// The login of the account that feeds.
+    /// How Odoo is asked.
+    pub protocol: Protocol,
+    /// The login of the account that feeds. (JSON-2 tells it by the key alone.)
     pub login: String,
-    /// Its password or API key.
+    /// Its password or API key; JSON-2 takes a key only.
     pub password: SecretString,
     /// How long a call may take: it waits until Odoo's own outgoing mails are sent.
     pub timeout: Duration,
@@ -48,9 +58,22 @@ pub struct GatewayConfig {
 impl PartialEq for GatewayConfig {
     fn eq(&self, other: &Self) -> bool {
         // Each field by name, so that a new one is not forgotten.
-        let Self { url, database, login, password, timeout, gateway_model, report_after, parallel } = self;
+        let Self {
+            url,
+            domains,
+            database,
+            protocol,
+            login,
+            password,
+            timeout,
+            gateway_model,
+            report_after,
+            parallel,
+        } = self;
         *url == other.url
+            && *domains == other.domains
             && *database == other.database
+            && *protocol == other.protocol
             && *login == other.login
             && password.expose_secret() == other.password.expose_secret()
             && *timeout == other.timeout
@@ -63,9 +86,21 @@ impl PartialEq for GatewayConfig {
 /// The protocols of Odoo's external API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Protocol {
+pub enum Protocol {
+    /// Odoo 16 to 21.
     XmlRpc,
+    /// Odoo 19 and later.
     Json2,
+}
+
+impl Protocol {
+    /// As `protocol` names it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::XmlRpc => "xmlrpc",
+            Self::Json2 => "json2",
+        }
+    }
 }
 
 impl Config {
@@ -95,7 +130,12 @@ impl Config {
                 section.mistake(key, "belongs to catchall_domain: move it into an [[odoo.alias_domain]]");
             }
         }
-        Self { gateway: GatewayConfig::read(section), alias_domains }
+        let mut gateway = GatewayConfig::read(section);
+        if let Some(gateway) = &mut gateway {
+            gateway.domains =
+                alias_domains.iter().filter_map(|domain| domain.domain().map(str::to_owned)).collect();
+        }
+        Self { gateway, alias_domains }
     }
 
     /// Where Odoo takes a bounce of a message with this reverse-path (without angle brackets).
@@ -131,12 +171,7 @@ fn has_credentials(url: &Url) -> bool {
 
 impl GatewayConfig {
     fn read(section: &mut Section<'_>) -> Option<Self> {
-        if section.get_or("protocol", Protocol::XmlRpc) == Protocol::Json2 {
-            section.mistake(
-                "protocol",
-                "json2 is not built yet: write \"xmlrpc\", which Odoo 16 to 21 understand",
-            );
-        }
+        let protocol = section.get_or("protocol", Protocol::XmlRpc);
         let timeout = section.duration(
             "timeout",
             Duration::from_secs(300),
@@ -159,7 +194,10 @@ impl GatewayConfig {
         }
         let url: Option<String> = section.required("url", "Odoo's address, like \"http://127.0.0.1:8069\"");
         let database = section.required("database", "the name of Odoo's database");
-        let login = section.required("login", "the login of the Odoo user that feeds mail in");
+        let login = match protocol {
+            Protocol::XmlRpc => section.required("login", "the login of the Odoo user that feeds mail in"),
+            Protocol::Json2 => Some(section.get_or("login", String::new())),
+        };
         let password = section.secret_file("password_file");
         if password.is_none() && !section.has("password_file") {
             section
@@ -177,7 +215,9 @@ impl GatewayConfig {
         }
         Some(Self {
             url: url?.trim_end_matches('/').to_owned(),
+            domains: Vec::new(),
             database: database?,
+            protocol,
             login: login?,
             password: password?,
             timeout,

@@ -1,5 +1,7 @@
 //! XML-RPC (<http://xmlrpc.com/spec.md>) as Odoo speaks it: calls as text, and what an answer says.
 
+use super::intake::{Intake, Scalar};
+use super::json2::Condition;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use dxr::{FaultResponse, MethodCall, MethodResponse, Value};
@@ -101,19 +103,20 @@ pub fn version() -> Result<String, Error> {
     write("version", Vec::new())
 }
 
-/// `message_process(fallback model or false, message)`: written around the message, which is large, so that it is
-/// copied once only.
+/// `message_process(fallback model or false, message)`, with what else is asked for by name: written around the message,
+/// which is large, so that it is copied once only.
 ///
 /// # Errors
 /// None that a configuration could cause.
 pub fn message_process(
     caller: Caller<'_>,
     model: &str,
-    fallback: Option<&str>,
+    intake: &Intake,
     raw: &[u8],
 ) -> Result<String, Error> {
-    let fallback = fallback.map_or(Value::Boolean(false), string);
-    let call = execute(caller, model, "message_process", vec![fallback, Value::Base64(Vec::new())])?;
+    let fallback = intake.model.as_deref().map_or(Value::Boolean(false), string);
+    let arguments = vec![fallback, Value::Base64(Vec::new())];
+    let call = execute_kw(caller, model, "message_process", arguments, named(intake))?;
     let (before, after) = call
         .split_once(MESSAGE)
         .ok_or_else(|| Error::Write(dxr::Error::invalid_data("no place for the message".to_owned())))?;
@@ -124,6 +127,46 @@ pub fn message_process(
     body.push_str("</base64>");
     body.push_str(after);
     Ok(body)
+}
+
+/// What differs from Odoo's own defaults.
+fn named(intake: &Intake) -> BTreeMap<String, Value> {
+    let mut named = BTreeMap::new();
+    for (name, wanted) in
+        [("save_original", intake.save_original), ("strip_attachments", intake.strip_attachments)]
+    {
+        if wanted {
+            named.insert(name.to_owned(), Value::Boolean(true));
+        }
+    }
+    if !intake.custom_values.is_empty() {
+        let values = intake.custom_values.iter().map(|(field, value)| (field.clone(), scalar(value)));
+        named.insert("custom_values".to_owned(), Value::Struct(values.collect()));
+    }
+    named
+}
+
+fn scalar(value: &Scalar) -> Value {
+    match value {
+        Scalar::Bool(value) => Value::Boolean(*value),
+        Scalar::Int(value) => Value::Integer(*value),
+        Scalar::Float(value) => Value::Double(*value),
+        Scalar::Text(value) => string(value),
+    }
+}
+
+/// A condition of a domain.
+pub(super) fn condition((field, operator, value): &Condition<'_>) -> Value {
+    let value = match value {
+        serde_json::Value::Number(number) => {
+            Value::Integer(number.as_i64().and_then(|id| i32::try_from(id).ok()).unwrap_or_default())
+        }
+        serde_json::Value::Array(values) => {
+            Value::Array(values.iter().map(|value| string(value.as_str().unwrap_or_default())).collect())
+        }
+        value => string(value.as_str().unwrap_or_default()),
+    };
+    Value::Array(vec![string(field), string(operator), value])
 }
 
 /// A text value, without the control characters that XML 1.0 cannot hold.
@@ -198,7 +241,8 @@ mod tests {
     fn a_message_travels_whole_in_a_call_that_reads_back() {
         let raw: Vec<u8> = (0..=255).cycle().take(10_001).collect();
         for fallback in [None, Some("crm.lead")] {
-            let body = message_process(CALLER, "mail.thread", fallback, &raw).unwrap();
+            let intake = Intake { model: fallback.map(str::to_owned), ..Intake::default() };
+            let body = message_process(CALLER, "mail.thread", &intake, &raw).unwrap();
             let call = MethodCall::from_xml(&body).unwrap();
             assert_eq!(call.name, "execute_kw");
             let first = fallback.map_or(Value::Boolean(false), |model| Value::String(model.to_owned()));
@@ -220,10 +264,40 @@ mod tests {
     #[test]
     fn a_password_cannot_take_the_messages_place() {
         let caller = Caller { password: MESSAGE, ..CALLER };
-        let body = message_process(caller, "mail.thread", None, b"raw").unwrap();
+        let body = message_process(caller, "mail.thread", &Intake::default(), b"raw").unwrap();
         let call = MethodCall::from_xml(&body).unwrap();
         assert_eq!(call.params[2], Value::String(MESSAGE.to_owned()));
         assert_eq!(call.params[5], Value::Array(vec![Value::Boolean(false), Value::Base64(b"raw".to_vec())]));
+    }
+
+    #[test]
+    fn what_a_mailbox_asks_for_travels_by_name() {
+        let values = [
+            ("team_id", Scalar::Int(3)),
+            ("x_ratio", Scalar::Float(0.5)),
+            ("x_vip", Scalar::Bool(true)),
+            ("source", Scalar::Text("mail <&>".to_owned())),
+        ];
+        let intake = Intake {
+            model: None,
+            save_original: true,
+            strip_attachments: true,
+            custom_values: values.map(|(field, value)| (field.to_owned(), value)).into(),
+        };
+        let body = message_process(CALLER, "mail.thread", &intake, MESSAGE.as_bytes()).unwrap();
+        let call = MethodCall::from_xml(&body).unwrap();
+        let values = [
+            ("source", Value::String("mail <&>".to_owned())),
+            ("team_id", Value::Integer(3)),
+            ("x_ratio", Value::Double(0.5)),
+            ("x_vip", Value::Boolean(true)),
+        ];
+        let named = [
+            ("custom_values", Value::Struct(values.map(|(name, value)| (name.to_owned(), value)).into())),
+            ("save_original", Value::Boolean(true)),
+            ("strip_attachments", Value::Boolean(true)),
+        ];
+        assert_eq!(call.params[6], Value::Struct(named.map(|(name, value)| (name.to_owned(), value)).into()));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::failure::{Class, Failure, chain, one_line};
 use crate::fetch::plan;
 use crate::health::patiently;
 use crate::mailbox::Trouble;
-use crate::odoo::{Gateway, answers};
+use crate::odoo::{Gateway, Intake, answers};
 use crate::store::{self, AfterPush, Report, Store};
 use jiff::Timestamp;
 use std::time::Duration;
@@ -146,8 +146,9 @@ impl Feed {
             soft.cancelled().await;
             sleep(GRACE).await;
         };
+        let intake = Intake::default();
         let pushed = tokio::select! {
-            pushed = gateway.push(&raw, None, &name) => pushed,
+            pushed = gateway.push(&raw, &intake, &name) => pushed,
             () = stopping => return Err(Stop::Stopping),
         };
         let failure = match pushed {
@@ -174,7 +175,7 @@ impl Feed {
         };
         match gateway.bounced(message_id, &report.recipient).await {
             Ok(known) => Ok(known),
-            Err(failure) if failure.class == Class::Message || failure.code == answers::NO_RIGHTS => {
+            Err(failure) if failure.class == Class::Message || answers::is_no_rights(&failure) => {
                 tracing::debug!(id = %report.message, code = failure.code, reply = failure.reply, "cannot be asked for");
                 Ok(false)
             }
@@ -244,7 +245,7 @@ impl Feed {
             if deleted == 0 {
                 return Ok(());
             }
-            tracing::info!(messages = deleted, "deleted: given up longer ago than keep_failed");
+            tracing::info!(messages = deleted, reply = "given up longer ago than keep_failed", "deleted");
         }
         Ok(())
     }

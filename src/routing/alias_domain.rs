@@ -30,6 +30,11 @@ impl AliasDomain {
         Self { notifications, bounce, domain }
     }
 
+    /// Its name; `None` where there is none.
+    pub fn domain(&self) -> Option<&str> {
+        self.domain.as_deref()
+    }
+
     /// The address that stands in for a From which no mailbox may send: `mail.default.from` at `mail.catchall.domain`.
     pub fn notifications(&self) -> Option<&Address> {
         self.notifications.as_ref()

@@ -32,6 +32,10 @@ pub struct Received {
     pub state: PushState,
     /// How often it was pushed.
     pub tries: u32,
+    /// How often Odoo itself refused it, or failed at it while it took others.
+    pub refusals: u32,
+    /// When it was last pushed.
+    pub pushed_at: Option<Timestamp>,
     /// Who sent it, where it was fetched once and may begin a record in Odoo.
     pub sender: Option<String>,
 }
@@ -97,6 +101,8 @@ pub struct InboxLine {
     pub refused: u64,
     /// Messages that Odoo took.
     pub pushed: u64,
+    /// When the oldest message that is still to push was found; `None`: there is none.
+    pub oldest: Option<Timestamp>,
 }
 
 #[derive(Debug)]
@@ -113,6 +119,7 @@ pub(super) struct Update {
     message_id: Option<String>,
     answer: Option<String>,
     sender: Option<String>,
+    refused: bool,
     next_try_at: Timestamp,
     at: Timestamp,
 }
@@ -174,9 +181,9 @@ impl Store {
         now: Timestamp,
         limit: u32,
     ) -> Result<Vec<Received>, Error> {
-        type Row = (i64, Option<String>, String, i64, Option<String>);
+        type Row = (i64, Option<String>, String, i64, i64, Option<i64>, Option<String>);
         let rows: Vec<Row> = sqlx::query_as(
-            "SELECT uid, message_id, state, tries, sender FROM received WHERE mailbox = $1 AND folder = $2 \
+            "SELECT uid, message_id, state, tries, refusals, pushed_at, sender FROM received WHERE mailbox = $1 AND folder = $2 \
              AND uidvalidity = $3 AND state <> 'done' AND state <> 'gone' AND next_try_at <= $4 \
              AND state IN ('waiting', 'pushing', 'pushed', 'refused') ORDER BY uid LIMIT $5",
         )
@@ -189,12 +196,14 @@ impl Store {
         .await
         .map_err(|source| Error::Read { operation: "received messages", source })?;
         rows.into_iter()
-            .map(|(uid, message_id, state, tries, sender)| {
+            .map(|(uid, message_id, state, tries, refusals, pushed_at, sender)| {
                 Ok(Received {
                     uid: narrow(uid)?,
                     message_id,
                     state: PushState::parse(&state)?,
                     tries: narrow(tries)?,
+                    refusals: narrow(refusals)?,
+                    pushed_at: pushed_at.map(timestamp),
                     sender,
                 })
             })
@@ -219,11 +228,12 @@ impl Store {
         next_try_at: Timestamp,
         at: Timestamp,
     ) -> Result<(), Error> {
-        let note = (message_id, answer, None);
+        let note = (message_id, answer, None, false);
         self.note_push_of(mailbox, folder, uidvalidity, uid, state, note, next_try_at, at).await
     }
 
-    /// As [`Store::note_push`], with the message's Message-Id, Odoo's answer and its sender together.
+    /// As [`Store::note_push`], with the message's Message-Id, Odoo's answer, its sender (an empty one: none any more), and
+    /// whether this counts as a refusal, together.
     ///
     /// # Errors
     /// The disk's.
@@ -235,12 +245,12 @@ impl Store {
         uidvalidity: u32,
         uid: u32,
         state: PushState,
-        (message_id, answer, sender): (Option<String>, Option<String>, Option<String>),
+        (message_id, answer, sender, refused): (Option<String>, Option<String>, Option<String>, bool),
         next_try_at: Timestamp,
         at: Timestamp,
     ) -> Result<(), Error> {
         let (mailbox, folder) = (mailbox.clone(), folder.to_owned());
-        let update = Update { state, message_id, answer, sender, next_try_at, at };
+        let update = Update { state, message_id, answer, sender, refused, next_try_at, at };
         self.write(Write::Inbox(InboxWrite::Push { mailbox, folder, uidvalidity, uid, update })).await
     }
 
@@ -265,11 +275,13 @@ impl Store {
     /// # Errors
     /// The disk's, and rows that make no sense.
     pub async fn inboxes(&self) -> Result<Vec<InboxLine>, Error> {
-        let rows: Vec<(String, String, i64, i64, i64, i64)> = sqlx::query_as(
+        type Row = (String, String, i64, i64, i64, i64, Option<i64>);
+        let rows: Vec<Row> = sqlx::query_as(
             "SELECT i.mailbox, i.folder, i.looked_at, \
              count(*) FILTER (WHERE r.state IN ('waiting', 'pushing')), \
              count(*) FILTER (WHERE r.state IN ('refused', 'moved', 'returning')), \
-             count(*) FILTER (WHERE r.state IN ('pushed', 'done')) \
+             count(*) FILTER (WHERE r.state IN ('pushed', 'done')), \
+             min(r.found_at) FILTER (WHERE r.state IN ('waiting', 'pushing')) \
              FROM inbox i LEFT JOIN received r ON r.mailbox = i.mailbox AND r.folder = i.folder \
              GROUP BY i.mailbox, i.folder, i.looked_at ORDER BY i.mailbox, i.folder",
         )
@@ -277,7 +289,7 @@ impl Store {
         .await
         .map_err(|source| Error::Read { operation: "the inboxes", source })?;
         rows.into_iter()
-            .map(|(mailbox, folder, looked_at, waiting, refused, pushed)| {
+            .map(|(mailbox, folder, looked_at, waiting, refused, pushed, oldest)| {
                 Ok(InboxLine {
                     mailbox: address(&mailbox)?,
                     folder,
@@ -285,6 +297,7 @@ impl Store {
                     waiting: waiting.unsigned_abs(),
                     refused: refused.unsigned_abs(),
                     pushed: pushed.unsigned_abs(),
+                    oldest: oldest.map(timestamp),
                 })
             })
             .collect()
@@ -306,11 +319,12 @@ pub(super) async fn apply(write: &InboxWrite, connection: &mut SqliteConnection)
             .bind(millis(*at))
             .execute(&mut *connection)
             .await?;
-            // With another UIDVALIDITY nothing that is still to be done can be found by its UID any more; what is
-            // still unread was found anew.
+            // With another UIDVALIDITY, or in a folder that is no longer watched, nothing that is still to be done can be
+            // found by its UID any more; what is still unread was found anew.
             sqlx::query(
-                "UPDATE received SET state = 'gone', changed_at = $4 WHERE mailbox = $1 AND folder = $2 \
-                 AND uidvalidity <> $3 AND state IN ('waiting', 'pushing', 'refused')",
+                "UPDATE received SET state = 'gone', changed_at = $4 WHERE mailbox = $1 \
+                 AND (folder <> $2 OR uidvalidity <> $3) AND state <> 'done' AND state <> 'gone' \
+                 AND state IN ('waiting', 'pushing', 'refused')",
             )
             .bind(mailbox.as_str())
             .bind(folder)
@@ -338,7 +352,8 @@ pub(super) async fn apply(write: &InboxWrite, connection: &mut SqliteConnection)
             let tried = i64::from(update.state == PushState::Pushing);
             sqlx::query(
                 "UPDATE received SET state = $5, tries = tries + $6, message_id = coalesce($7, message_id), \
-                 answer = coalesce($8, answer), next_try_at = $9, changed_at = $10, sender = coalesce($11, sender), \
+                 answer = coalesce($8, answer), next_try_at = $9, changed_at = $10, \
+                 sender = nullif(coalesce($11, sender), ''), refusals = refusals + $12, \
                  pushed_at = CASE $6 WHEN 1 THEN $10 ELSE pushed_at END \
                  WHERE mailbox = $1 AND folder = $2 AND uidvalidity = $3 AND uid = $4",
             )
@@ -353,6 +368,7 @@ pub(super) async fn apply(write: &InboxWrite, connection: &mut SqliteConnection)
             .bind(millis(update.next_try_at))
             .bind(millis(update.at))
             .bind(&update.sender)
+            .bind(i64::from(update.refused))
             .execute(connection)
             .await
             .map(drop)

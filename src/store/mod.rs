@@ -32,6 +32,7 @@ pub use message::{
 pub use overview::{ConsentAge, FailedMessage, RefusedMessage};
 pub use pace::Pace;
 pub use quarantine::{Quarantined, QuarantinedId};
+pub use received::Pushes;
 pub use report::{AfterPush, NewReport, Report, ReportTotals};
 pub use tokens::StoredToken;
 pub use waiting::{Reroutable, Stray};
@@ -51,7 +52,7 @@ use std::fmt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
@@ -175,6 +176,8 @@ pub struct Store {
     writes: mpsc::Sender<writer::Job>,
     closing: CancellationToken,
     last_id: Arc<AtomicI64>,
+    /// Bytes that are being accepted and are not on the disk yet.
+    arriving: Arc<AtomicU64>,
     arrivals: Arc<Mutex<HashMap<Address, Arc<Notify>>>>,
     woken: watch::Sender<()>,
     unwritable: writer::Unwritable,
@@ -239,6 +242,7 @@ impl Store {
             writes,
             closing,
             last_id: Arc::new(AtomicI64::new(last.unwrap_or_default())),
+            arriving: Arc::default(),
             arrivals: Arc::default(),
             woken: watch::Sender::default(),
             unwritable,
@@ -257,15 +261,18 @@ impl Store {
         self.counted.now()
     }
 
-    /// Whether a message of `size` bytes can be kept without touching the [`RESERVE`]. It is written twice: to the log
-    /// of the database first.
-    async fn check_room(&self, size: usize) -> Result<(), Error> {
+    /// Room for a message of `size` bytes, and for those that are being accepted at the same time, without touching the
+    /// [`RESERVE`]; it is kept until the answer is dropped. A message is written twice: to the log of the database first.
+    async fn check_room(&self, size: usize) -> Result<Room, Error> {
+        let size = u64::try_from(size).unwrap_or(u64::MAX);
+        let room = Room { arriving: self.arriving.clone(), size };
+        let arriving = self.arriving.fetch_add(size, Ordering::Relaxed).saturating_add(size);
         // Where it cannot be asked, writing tells.
         let Ok(disk) = rustix::fs::statvfs(&*self.path) else {
-            return Ok(());
+            return Ok(room);
         };
         let mut free = disk.f_bavail.saturating_mul(disk.f_frsize);
-        let needed = u64::try_from(size).unwrap_or(u64::MAX).saturating_mul(2).saturating_add(RESERVE);
+        let needed = arriving.saturating_mul(2).saturating_add(RESERVE);
         if free < needed {
             // What was sent left room in the file itself.
             let pages = "SELECT freelist_count * page_size FROM pragma_freelist_count, pragma_page_size";
@@ -275,7 +282,7 @@ impl Store {
                 .map_err(|source| Error::Read { operation: "the room that is left", source })?;
             free = free.saturating_add(inside.unsigned_abs());
         }
-        if free >= needed { Ok(()) } else { Err(Error::Full { path: self.path.to_path_buf(), free }) }
+        if free >= needed { Ok(room) } else { Err(Error::Full { path: self.path.to_path_buf(), free }) }
     }
 
     /// A new id for a message that arrives `now`.
@@ -340,6 +347,19 @@ impl Store {
         let (done, written) = tokio::sync::oneshot::channel();
         self.writes.send(writer::Job { write, done }).await.map_err(|_| Error::Closed)?;
         written.await.map_err(|_| Error::Closed)?
+    }
+}
+
+/// Room on the disk for a message on its way there.
+#[derive(Debug)]
+struct Room {
+    arriving: Arc<AtomicU64>,
+    size: u64,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.arriving.fetch_sub(self.size, Ordering::Relaxed);
     }
 }
 
@@ -425,13 +445,14 @@ pub(crate) fn create_private(path: &Path) -> std::io::Result<std::fs::File> {
 }
 
 /// The schema's history; rows are only ever added to the list.
-const MIGRATIONS: [(i64, &str, &str); 6] = [
+const MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "start", include_str!("migrations/0001_start.sql")),
     (2, "sealed tokens", include_str!("migrations/0002_sealed_tokens.sql")),
     (3, "invitations", include_str!("migrations/0003_invitations.sql")),
     (4, "delivery", include_str!("migrations/0004_delivery.sql")),
     (5, "sealed own keys", include_str!("migrations/0005_sealed_own_keys.sql")),
     (6, "inbox", include_str!("migrations/0006_inbox.sql")),
+    (9, "refusals", include_str!("migrations/0009_refusals.sql")),
 ];
 
 /// What brings the tables to a version; only tests want another than the newest.

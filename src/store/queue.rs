@@ -57,7 +57,7 @@ impl Store {
     /// # Errors
     /// The disk's, and where it is nearly full; then nothing was kept.
     pub async fn accept(&self, message: NewMessage) -> Result<(), Error> {
-        self.check_room(message.content.len()).await?;
+        let _room = self.check_room(message.content.len()).await?;
         let arrivals = self.arrivals(&message.mailbox);
         self.write(Write::Queue(QueueWrite::Accept(Box::new(message)))).await?;
         arrivals.notify_one();

@@ -137,3 +137,17 @@ async fn the_pace_survives_and_what_was_never_asked_for_is_given_back() {
     opened.store.settle(settlement.unwrap()).await.unwrap();
     assert_eq!(opened.store.pace(&john(), at(0)).await.unwrap(), [pace(1, 1)]);
 }
+
+#[tokio::test]
+async fn messages_that_arrive_together_do_not_share_the_room_for_one() {
+    let opened = open().await;
+    let store = &opened.store;
+    // As much as no disk has, on its way by another session.
+    let others = Room { arriving: store.arriving.clone(), size: 1 << 60 };
+    store.arriving.fetch_add(others.size, Ordering::Relaxed);
+    let refused = store.accept(message(store, &["a@x.test"])).await;
+    assert!(matches!(refused, Err(Error::Full { .. })), "{refused:?}");
+    drop(others);
+    store.accept(message(store, &["a@x.test"])).await.unwrap();
+    assert_eq!(store.arriving.load(Ordering::Relaxed), 0);
+}

@@ -36,7 +36,7 @@ impl Change {
             Self::Retried { .. } => {
                 // It has its patience anew; but that it was pushed before stays known.
                 "state = CASE state WHEN 'moved' THEN $5 ELSE state END, next_try_at = $6, changed_at = $7, \
-                 tries = min(tries, 1)"
+                 tries = min(tries, 1), refusals = 0"
             }
         };
         let (state, next_try_at, at) = match self {
@@ -181,13 +181,17 @@ impl Store {
         Ok(looked.map(|looked| timestamp(open.map_or(looked, |open| open.min(looked)))))
     }
 
-    /// When messages of this sender, any mailbox's, were pushed that may have begun a record, `since` then, oldest first.
+    /// When messages of this sender, any mailbox's, were pushed that began a record, or may have, `since` then, oldest first.
+    /// A message counts once, in however many mailboxes it came; what Odoo refused or had already began nothing.
     ///
     /// # Errors
     /// The disk's.
     pub async fn pushed_of(&self, sender: &str, since: Timestamp) -> Result<Vec<Timestamp>, Error> {
         let times: Vec<i64> = sqlx::query_scalar(
-            "SELECT pushed_at FROM received WHERE sender = $1 AND pushed_at > $2 ORDER BY pushed_at",
+            "SELECT max(pushed_at) FROM received WHERE sender = $1 AND pushed_at > $2 \
+             AND state NOT IN ('refused', 'moved', 'returning') \
+             AND NOT (state IN ('pushed', 'done') AND coalesce(answer, 'taken') NOT LIKE 'taken%') \
+             GROUP BY coalesce(message_id, rowid) ORDER BY 1",
         )
         .bind(sender)
         .bind(millis(since))
@@ -196,4 +200,29 @@ impl Store {
         .map_err(|source| Error::Read { operation: "what a sender sent", source })?;
         Ok(times.into_iter().map(timestamp).collect())
     }
+
+    /// What the ledger knows of pushes of this Message-Id, from any mailbox.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub async fn pushes_of(&self, message_id: &str) -> Result<Pushes, Error> {
+        let (tried, unclear): (bool, Option<i64>) = sqlx::query_as(
+            "SELECT count(*) FILTER (WHERE tries > 0 AND state NOT IN ('pushed', 'done')) > 0, \
+             max(pushed_at) FILTER (WHERE state IN ('pushing', 'gone')) FROM received WHERE message_id = $1",
+        )
+        .bind(message_id)
+        .fetch_one(&self.readers)
+        .await
+        .map_err(|source| Error::Read { operation: "the ledger", source })?;
+        Ok(Pushes { tried, unclear_since: unclear.map(timestamp) })
+    }
+}
+
+/// What is known of the pushes of one Message-Id, apart from those that Odoo took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pushes {
+    /// There was one, so Odoo may have the message.
+    pub tried: bool,
+    /// When the last began whose outcome nobody knows.
+    pub unclear_since: Option<Timestamp>,
 }

@@ -185,9 +185,10 @@ async fn wipe(connection: &mut SqliteConnection) {
     };
     if let Err(error) = wiped.await {
         tracing::warn!(
-            error = %crate::failure::chain(&error),
+            error = crate::failure::chain(&error),
+            reply = "the tokens are sealed, but free parts of the store's file may still hold older ones in clear",
             advice = "give the store's folder as much free space as the store is large; the next start tries again",
-            "the tokens are sealed, but free parts of the store's file may still hold older ones in clear"
+            "store not wiped"
         );
     }
 }

@@ -156,7 +156,7 @@ impl Writer {
             batch.drain(..).for_each(|job| drop(job.done.send(Ok(()))));
         }
         if let Err(error) = sqlx::Connection::close(self.connection).await {
-            tracing::warn!(error = %crate::failure::chain(&error), "the store was not closed cleanly");
+            tracing::warn!(error = crate::failure::chain(&error), "store not closed");
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -11,8 +12,8 @@ use super::reply::Reply;
 use super::session::not_allowed;
 use super::users::User;
 use crate::address::Address;
-use crate::failure::chain;
-use crate::logging::names;
+use crate::failure::{chain, one_line};
+use crate::logging::{names, seconds};
 use crate::message::{Envelope, HeaderView};
 use crate::routing::{Route, Routes};
 use crate::store::{NewMessage, Store};
@@ -47,6 +48,7 @@ impl Intake {
         peer: SocketAddr,
         now: Timestamp,
     ) -> Reply {
+        let begun = Instant::now();
         let header = HeaderView::parse(&content);
         let header_from = header.from();
         let message_id = header.message_id();
@@ -56,13 +58,18 @@ impl Intake {
         let route = match route(&routes, &header, header_from.as_deref(), &envelope.mail_from, user) {
             Ok(route) => route,
             Err(refusal) => {
-                log_refusal(peer, &refusal);
+                let from = short(header_from.as_deref());
+                let (code, reply, to) = (refusal.codes(), refusal.text(), names(&envelope.recipients));
+                let (user, message_id) =
+                    (user.map(|user| user.name.as_str()), message_id.as_deref().map(one_line));
+                tracing::warn!(code, reply, from, to, message_id, user, %peer, "refused");
                 return refusal;
             }
         };
         let id = self.store.next_id(now);
-        let from: String = header_from.as_deref().unwrap_or_default().chars().take(FROM).collect();
+        let from = short(header_from.as_deref());
         let to = names(&envelope.recipients);
+        let named = message_id.as_deref().map(one_line);
         let (mailbox, rule, size) = (route.mailbox.clone(), route.rule, content.len());
         let message = NewMessage {
             id,
@@ -79,7 +86,7 @@ impl Intake {
         match self.store.accept(message).await {
             Ok(()) => {
                 let user = user.map(|user| user.name.as_str());
-                tracing::info!(%id, from, to, user, %mailbox, rule = rule.as_str(), size, "accepted");
+                tracing::info!(%id, message_id = named, from, to, user, %mailbox, rule = rule.as_str(), size, seconds = seconds(begun.elapsed()), "accepted");
                 Reply::new(250, "2.0.0", format!("Ok: queued as {id}"))
             }
             Err(error) => {
@@ -89,9 +96,8 @@ impl Intake {
                     "The relay cannot write to its store, so it did not take the message. Look at its log and at the \
                      free space on its disk, then send the message again",
                 );
-                tracing::error!(
-                    code = reply.code(), %reply, from, to, %mailbox, error = %chain(&error), "refused"
-                );
+                let (code, seen) = (reply.codes(), reply.text());
+                tracing::error!(code, reply = seen, from, to, %mailbox, error = chain(&error), "refused");
                 reply
             }
         }
@@ -119,13 +125,12 @@ fn route(
     if let Some(user) = user
         && let Some(senders) = &user.senders
     {
-        let short = |text: &str| text.chars().take(FROM).collect::<String>();
         if !senders.allow_from(from) {
-            let from = short(from.unwrap_or_default());
+            let from = short(from);
             return Err(not_allowed(user, &format!("{from:?} as the From of a message")));
         }
         if let Some(other) = header.senders().iter().find(|text| !senders.allow_named(text)) {
-            return Err(not_allowed(user, &format!("{:?} as the Sender of a message", short(other))));
+            return Err(not_allowed(user, &format!("{:?} as the Sender of a message", short(Some(other)))));
         }
         if !header.is_whole() {
             return Err(Reply::new(
@@ -159,5 +164,10 @@ fn route(
 
 /// Logs a 4xx or 5xx reply: to Odoo each is a lost mail, so each is worth a line.
 pub(super) fn log_refusal(peer: SocketAddr, reply: &Reply) {
-    tracing::warn!(code = reply.code(), %reply, %peer, "refused");
+    tracing::warn!(code = reply.codes(), reply = reply.text(), %peer, "refused");
+}
+
+/// What is logged of a From.
+fn short(from: Option<&str>) -> String {
+    from.unwrap_or_default().chars().take(FROM).collect()
 }

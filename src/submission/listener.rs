@@ -216,7 +216,8 @@ async fn accept(listener: &TcpListener, tls: bool, mut terms: watch::Receiver<Ar
                 // Mostly too many open files; it ends when some session does.
                 Err(error) => {
                     if !in_trouble {
-                        tracing::error!(%error, "no connection can be accepted");
+                        let advice = "raise LimitNOFILE= of the unit, or look which client leaves its sessions open";
+                        tracing::error!(%error, advice, "no connection can be accepted");
                         in_trouble = true;
                     }
                     sleep(Duration::from_millis(100)).await;
@@ -231,7 +232,7 @@ async fn accept(listener: &TcpListener, tls: bool, mut terms: watch::Receiver<Ar
 
 fn log_panic(ended: Result<(), tokio::task::JoinError>) {
     if let Err(error) = ended {
-        tracing::error!(%error, "an SMTP session broke down");
+        tracing::error!(task = "session", %error, advice = crate::logging::DEFECT, "task failed");
     }
 }
 

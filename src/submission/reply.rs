@@ -39,6 +39,16 @@ impl Reply {
         self.code
     }
 
+    /// Both codes, such as `550 5.7.1`: what logs call `code`.
+    pub fn codes(&self) -> String {
+        self.enhanced.map_or_else(|| self.code.to_string(), |enhanced| format!("{} {enhanced}", self.code))
+    }
+
+    /// The words on one line: what logs call `reply`.
+    pub fn text(&self) -> String {
+        self.lines.join(" ")
+    }
+
     /// The enhanced status code, such as `5.5.1`.
     pub fn enhanced(&self) -> Option<&'static str> {
         self.enhanced

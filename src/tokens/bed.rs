@@ -33,7 +33,7 @@ pub(super) fn mailbox(
         inbox: false,
         folder: "INBOX".to_owned(),
         sign_in_as: None,
-        model: None,
+        intake: crate::odoo::Intake::default(),
         microsoft,
         delivery: delivery::Config::default(),
         fetch: fetch::Config::default(),

@@ -10,6 +10,7 @@ use crate::support::wait::{SOON, until};
 use outlook_relay::address::Address;
 use outlook_relay::clock;
 use outlook_relay::failure::Class;
+use outlook_relay::odoo::Intake;
 use outlook_relay::store::{Mark, PushState};
 
 #[tokio::test]
@@ -94,7 +95,7 @@ async fn what_a_crash_left_unknown_is_asked_for_first() {
     let before = world.start(&[MARY]).await;
     let (store, john) = (before.store.clone(), Address::normalise(JOHN).unwrap());
     let raw = message("a@x.test", JOHN, "arrived@x.test", "Grüße");
-    before.gateway.push(&raw, None, "<arrived@x.test>").await.unwrap();
+    before.gateway.push(&raw, &Intake::default(), "<arrived@x.test>").await.unwrap();
     // As a crash during both pushes leaves it.
     let uidvalidity = uidvalidity(&world).await;
     let (mark, now) = (Mark { uidvalidity, uid: lost }, clock::now());
@@ -282,7 +283,7 @@ async fn a_folder_that_cannot_be_marked_is_still_pushed_once() {
 async fn the_same_mail_in_two_mailboxes_makes_one_record() {
     let world = World::new().await;
     world.odoo.set_delay(std::time::Duration::from_millis(100));
-    let raw = message("a@x.test", "both@example.com", "same@x.test", "Grüße");
+    let raw = message("a@x.test", "both@foreign.test", "same@x.test", "Grüße");
     let johns = world.imap.deliver(JOHN, "INBOX", &raw);
     let marys = world.imap.deliver(MARY, "INBOX", &raw);
     let watching = world.start(&[JOHN, MARY]).await;
@@ -300,14 +301,14 @@ async fn a_poisonous_message_that_breaks_odoo_is_set_aside() {
     let world = World::new().await;
     world.odoo.script(Rule::new((), Answer::Cut).only("<poison@x.test>").always());
     let poison = world.deliver(JOHN, "poison@x.test");
-    // Odoo failed at it three times already.
+    // Odoo failed at it seven times already.
     let before = world.start(&[MARY]).await;
     let (john, uidvalidity, now) =
         (Address::normalise(JOHN).unwrap(), uidvalidity(&world).await, clock::now());
     let mark = Mark { uidvalidity, uid: poison };
     let store = before.store.clone();
     store.found(&john, "INBOX", mark, vec![poison], now).await.unwrap();
-    for state in [PushState::Pushing; 3] {
+    for state in [PushState::Pushing, PushState::Waiting].repeat(7) {
         store.note_push(&john, "INBOX", uidvalidity, poison, state, None, None, now, now).await.unwrap();
     }
     drop(store);
@@ -315,9 +316,86 @@ async fn a_poisonous_message_that_breaks_odoo_is_set_aside() {
     let good = world.deliver(JOHN, "good@x.test");
     let watching = world.start(&[JOHN]).await;
     world.until_seen(JOHN, good).await;
-    assert_eq!(world.posted(), ["<poison@x.test>", "<poison@x.test>", "<good@x.test>"]);
+    assert_eq!(world.posted(), ["<poison@x.test>", "<good@x.test>"], "it gives way");
+    assert_eq!(watching.counts().await, (1, 0, 1));
+    // Odoo took another one since: the next time it is to blame.
+    let (store, now) = (watching.store.clone(), clock::now());
+    let due = vec![poison];
+    store.settle_received(&john, "INBOX", uidvalidity, due, PushState::Waiting, now, now).await.unwrap();
+    store.wake_all();
+    drop(store);
+    while watching.counts().await != (0, 1, 1) {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
     assert!(!world.seen(JOHN, poison));
-    assert_eq!(watching.counts().await, (0, 1, 1));
+    watching.stop().await;
+}
+
+#[tokio::test]
+async fn an_outage_counts_against_no_message() {
+    let world = World::new().await;
+    let update = Answer::Fault(1, "psycopg2.errors.DeadlockDetected: a moment please\n".to_owned());
+    world.odoo.script(Rule::new((), update));
+    let first = world.deliver(JOHN, "first@x.test");
+    let before = world.start(&[MARY]).await;
+    let (john, uidvalidity, now) =
+        (Address::normalise(JOHN).unwrap(), uidvalidity(&world).await, clock::now());
+    let (mark, store) = (Mark { uidvalidity, uid: first }, before.store.clone());
+    store.found(&john, "INBOX", mark, vec![first], now).await.unwrap();
+    for state in [PushState::Pushing, PushState::Waiting].repeat(5) {
+        store.note_push(&john, "INBOX", uidvalidity, first, state, None, None, now, now).await.unwrap();
+    }
+    drop(store);
+    before.stop().await;
+    let second = world.deliver(JOHN, "second@x.test");
+    let settings = "poll = \"100ms\"\nnew_per_sender = 0\nquarantine_folder = \"Quarantine\"\n";
+    let watching = world.start_with(&[JOHN], settings).await;
+    world.until_seen(JOHN, first).await;
+    world.until_seen(JOHN, second).await;
+    assert_eq!(world.posted(), ["<first@x.test>", "<first@x.test>", "<second@x.test>"]);
+    watching.stop().await;
+}
+
+#[tokio::test]
+async fn a_message_for_which_odoo_has_no_rights_holds_up_no_other_for_ever() {
+    let world = World::new().await;
+    world.odoo.script(Rule::new((), Answer::AccessError).only("<bad@x.test>").always());
+    let bad = world.deliver(JOHN, "bad@x.test");
+    let before = world.start(&[MARY]).await;
+    let (john, uidvalidity, now) =
+        (Address::normalise(JOHN).unwrap(), uidvalidity(&world).await, clock::now());
+    let (mark, store) = (Mark { uidvalidity, uid: bad }, before.store.clone());
+    store.found(&john, "INBOX", mark, vec![bad], now).await.unwrap();
+    for state in [PushState::Pushing, PushState::Waiting].repeat(7) {
+        store.note_push(&john, "INBOX", uidvalidity, bad, state, None, None, now, now).await.unwrap();
+    }
+    drop(store);
+    before.stop().await;
+    let good = world.deliver(JOHN, "good@x.test");
+    let watching = world.start(&[JOHN]).await;
+    world.until_seen(JOHN, good).await;
+    assert_eq!(world.posted(), ["<bad@x.test>", "<good@x.test>"]);
+    assert_eq!(watching.counts().await, (1, 0, 1), "it is tried again");
+    watching.stop().await;
+}
+
+#[tokio::test]
+async fn a_mail_to_another_address_of_the_mailbox_makes_one_record() {
+    let world = World::new().await;
+    world.odoo.script(Rule::new((), Answer::NoRoute).only("<blind@x.test>"));
+    for (id, to) in [("alias@x.test", "sales@example.com"), ("blind@x.test", "boss@example.com")] {
+        world.imap.deliver(JOHN, "INBOX", &message("a@x.test", to, id, "Hi"));
+    }
+    let watching = world.start(&[JOHN]).await;
+    world.until_seen(JOHN, 2).await;
+    assert_eq!(world.posted(), ["<alias@x.test>", "<blind@x.test>", "<blind@x.test>"]);
+    let named: Vec<_> = world
+        .odoo
+        .posts()
+        .iter()
+        .map(|post| post.text().starts_with("Delivered-To: john@example.com\r\n"))
+        .collect();
+    assert_eq!(named, [false, false, true], "only what has no route otherwise");
     watching.stop().await;
 }
 

@@ -10,5 +10,6 @@ mod gateway;
 mod imap_session;
 mod inbox;
 mod once;
+mod same_parts;
 mod watch;
 mod world;

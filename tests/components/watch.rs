@@ -1,6 +1,7 @@
 //! Waiting for new mail, and what goes wrong meanwhile.
 
 use super::world::{JOHN, MARY, Watching, World};
+use crate::support::client::message;
 use crate::support::imap::Fault;
 use crate::support::script::Rule;
 use crate::support::wait::{SOON, until};
@@ -226,10 +227,12 @@ async fn a_sender_stays_under_odoos_loop_guard_and_holds_up_nobody() {
         let raw = format!("From: {from}\r\nTo: {JOHN}\r\nMessage-Id: <{id}>\r\n{more}\r\nText\r\n");
         world.imap.deliver(JOHN, "INBOX", raw.as_bytes())
     };
-    for id in ["1@x", "2@x", "3@x", "4@x"] {
+    for id in ["1@x", "2@x", "3@x"] {
         from("Shop <Robot@shop.test>", id, "");
     }
-    from("robot@shop.test", "reply@x", "In-Reply-To: <sent@by.us>\r\n");
+    // Odoo has never heard of the one, and made a record of the other.
+    from("Shop <Robot@shop.test>", "4@x", "References: <sent@by.others>\r\n");
+    from("robot@shop.test", "reply@x", "In-Reply-To: <1@x>\r\n");
     let last = from("ann@x.test", "ann@x", "");
     let watching = world.start_with(&[JOHN], settings).await;
     world.until_seen(JOHN, last).await;
@@ -244,6 +247,22 @@ async fn a_sender_stays_under_odoos_loop_guard_and_holds_up_nobody() {
     let watching = world.start_with(&[JOHN], settings).await;
     world.until_idle().await;
     assert_eq!((world.posted().len(), bodies()), (4, before));
+    watching.stop().await;
+}
+
+#[tokio::test]
+async fn a_mail_to_many_mailboxes_counts_once_for_its_sender() {
+    let world = World::new().await;
+    let third = "third@example.com";
+    for mailbox in [JOHN, MARY, third] {
+        world.imap.deliver(mailbox, "INBOX", &message("ann@x.test", "all@x.test", "all@x", "to all"));
+    }
+    let watching = world.start_with(&[JOHN, MARY, third], "poll = \"1h\"\nnew_per_sender = 2\n").await;
+    for mailbox in [JOHN, MARY, third] {
+        world.until_seen(mailbox, 1).await;
+    }
+    let next = world.imap.deliver(JOHN, "INBOX", &message("ann@x.test", JOHN, "next@x", "to John"));
+    world.until_seen(JOHN, next).await;
     watching.stop().await;
 }
 

@@ -25,6 +25,7 @@ pub mod imap;
 mod imap_commands;
 mod imap_data;
 mod imap_session;
+pub mod json2;
 pub mod notify;
 pub mod odoo;
 pub mod odoo_records;

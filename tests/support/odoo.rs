@@ -1,4 +1,4 @@
-//! Odoo's mail gateway over XML-RPC, scripted.
+//! Odoo's mail gateway over XML-RPC and JSON-2, scripted.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -11,10 +11,11 @@ use super::events::Events;
 use super::gauge::Gauge;
 use super::http;
 use super::imap_data::header_lines;
+use super::json2;
 use super::script::{Rule, Script};
 use super::server::Server;
 use super::wire::Wire;
-use super::xmlrpc::{Value, fault, parse_call, response};
+use super::xmlrpc::{Value, element, fault, parse_call, response};
 
 pub const DATABASE: &str = "prod";
 pub const LOGIN: &str = "mailgate";
@@ -50,6 +51,8 @@ pub enum Answer {
     Cut,
     /// The message is taken, and the answer lost.
     TakenThenCut,
+    /// The connection is lost, while Odoo goes on; after this time the message is taken.
+    CutThenTaken(Duration),
     /// No answer, nothing taken, until the client gives up.
     Silence,
     /// The message is taken, and no answer comes.
@@ -78,6 +81,12 @@ impl Post {
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.raw).into_owned()
     }
+
+    /// Whether Odoo's other workers see it by now.
+    fn is_committed(&self) -> bool {
+        let Answer::CutThenTaken(after) = self.answer else { return true };
+        self.at + after <= jiff::Timestamp::now()
+    }
 }
 
 struct Shared {
@@ -89,6 +98,7 @@ struct Shared {
     password: Mutex<String>,
     unreadable: Mutex<Option<String>>,
     delay: Mutex<Duration>,
+    version: Mutex<String>,
     in_flight: Gauge,
     events: Events,
 }
@@ -111,6 +121,7 @@ impl Odoo {
             password: Mutex::new(PASSWORD.to_owned()),
             unreadable: Mutex::default(),
             delay: Mutex::default(),
+            version: Mutex::new("19.0".to_owned()),
             in_flight: Gauge::default(),
             events: Events::default(),
         });
@@ -159,6 +170,11 @@ impl Odoo {
         *self.shared.unreadable.lock().unwrap() = Some(model.to_owned());
     }
 
+    /// Another version; without JSON-2, unless it is 19.
+    pub fn set_version(&self, version: &str) {
+        version.clone_into(&mut self.shared.version.lock().unwrap());
+    }
+
     /// `message_process` takes this long.
     pub fn set_delay(&self, delay: Duration) {
         *self.shared.delay.lock().unwrap() = delay;
@@ -199,57 +215,84 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream) {
     let Ok(Some(request)) = http::read_request(&mut wire).await else {
         return;
     };
-    let reply = match (request.method.as_str(), request.path.as_str(), parse_call(&request.body)) {
-        (_, "/xmlrpc/2/common" | "/xmlrpc/2/object", None) => Reply::Status(400),
-        ("POST", "/xmlrpc/2/common", Some((method, params))) => common(&shared, &method, &params),
-        ("POST", "/xmlrpc/2/object", Some((method, params))) if method == "execute_kw" => {
-            object(&shared, params).await
+    let (method, path) = (request.method.as_str(), request.path.as_str());
+    let is_json = !path.starts_with("/xmlrpc/");
+    let reply = match (method, path, path.strip_prefix("/json/2/").and_then(|rest| rest.split_once('/'))) {
+        ("POST", _, Some((model, method))) => json(&shared, &request, model, method).await,
+        ("GET", "/web/version", _) if shared.version.lock().unwrap().starts_with("19") => {
+            version(&shared, "version")
         }
+        (_, "/xmlrpc/2/common" | "/xmlrpc/2/object", _) => match parse_call(&request.body) {
+            _ if method != "POST" => Reply::Status(404),
+            None => Reply::Status(400),
+            Some((method, params)) if path == "/xmlrpc/2/common" => common(&shared, &method, &params),
+            Some((method, params)) if method == "execute_kw" => object(&shared, params).await,
+            Some(_) => Reply::Status(404),
+        },
         _ => Reply::Status(404),
     };
-    match reply {
-        Reply::Xml(xml) => {
-            http::respond(&mut wire, 200, "text/xml; charset=utf-8", &[], xml.as_bytes(), true)
+    let (status, body) = match reply {
+        Reply::Value(value) if is_json => (200, json2::to_json(&value).to_string()),
+        Reply::Fault(code, text) if is_json => json2::error(code, &text),
+        Reply::Value(Value::Nil) => {
+            let text = "cannot marshal None unless allow_none is enabled";
+            (200, fault(1, &format!("{ENDED}TypeError: {text}\n")))
         }
+        Reply::Value(value) => (200, response(&element(&value))),
+        Reply::Fault(code, text) => (200, fault(code, &text)),
         Reply::Status(status) => {
             let page = format!("<html><head><title>{status}</title></head><body>{status}</body></html>");
             http::respond(&mut wire, status, "text/html", &[], page.as_bytes(), true);
+            return wire.close().await;
         }
         Reply::Cut => return,
         Reply::Silence => return wire.silence().await,
-    }
+    };
+    let kind = if is_json { "application/json; charset=utf-8" } else { "text/xml; charset=utf-8" };
+    http::respond(&mut wire, status, kind, &[], body.as_bytes(), true);
     wire.close().await;
 }
 
+/// What a call comes to, in either protocol.
 enum Reply {
-    Xml(String),
+    Value(Value),
+    Fault(i64, String),
     Status(u16),
     Cut,
     Silence,
 }
 
 fn bool(value: bool) -> Reply {
-    Reply::Xml(response(&format!("<boolean>{}</boolean>", u8::from(value))))
+    Reply::Value(Value::Bool(value))
 }
 
 fn int(value: i64) -> Reply {
-    Reply::Xml(response(&format!("<int>{value}</int>")))
+    Reply::Value(Value::Int(value))
 }
 
 fn access_denied() -> Reply {
-    Reply::Xml(fault(3, "Access Denied"))
+    Reply::Fault(3, "Access Denied".to_owned())
+}
+
+/// An exception in Odoo.
+fn ended(exception: &str) -> Reply {
+    Reply::Fault(1, format!("{ENDED}{exception}\n"))
 }
 
 fn no_database(name: &str) -> Reply {
-    Reply::Xml(fault(
-        1,
-        &format!("{ENDED}psycopg2.OperationalError: FATAL:  database \"{name}\" does not exist\n"),
-    ))
+    ended(&format!("psycopg2.OperationalError: FATAL:  database \"{name}\" does not exist"))
 }
 
 fn broken(shared: &Shared, method: &str) -> Option<Reply> {
-    let broken = shared.broken.lock().unwrap();
-    broken.get(method).map(|exception| Reply::Xml(fault(1, &format!("{ENDED}{exception}\n"))))
+    shared.broken.lock().unwrap().get(method).map(|exception| ended(exception))
+}
+
+fn version(shared: &Shared, name: &str) -> Reply {
+    let version = Value::Text(shared.version.lock().unwrap().clone());
+    Reply::Value(Value::Struct(vec![
+        (name.to_owned(), version),
+        ("protocol_version".to_owned(), Value::Int(1)),
+    ]))
 }
 
 fn common(shared: &Shared, method: &str, params: &[Value]) -> Reply {
@@ -259,17 +302,36 @@ fn common(shared: &Shared, method: &str, params: &[Value]) -> Reply {
     }
     let text = |at: usize| params.get(at).and_then(Value::text).unwrap_or_default();
     match method {
-        "version" => Reply::Xml(response(
-            "<struct><member><name>server_version</name><value><string>19.0</string></value></member>\
-             <member><name>protocol_version</name><value><int>1</int></value></member></struct>",
-        )),
+        "version" => version(shared, "server_version"),
         "authenticate" | "login" if text(0) != DATABASE => no_database(text(0)),
         "authenticate" | "login" => {
             let right = text(1) == LOGIN && text(2) == shared.password.lock().unwrap().as_str();
             if right { int(UID) } else { bool(false) }
         }
-        _ => Reply::Xml(fault(1, &format!("{ENDED}Exception: Method not found: {method}\n"))),
+        _ => ended(&format!("Exception: Method not found: {method}")),
     }
+}
+
+/// A call over JSON-2: the key says who it is, the parameters have names.
+async fn json(shared: &Shared, request: &http::Request, model: &str, method: &str) -> Reply {
+    let no_json2 = !shared.version.lock().unwrap().starts_with("19");
+    if no_json2 || request.header("x-odoo-database").is_some_and(|database| database != DATABASE) {
+        return Reply::Status(404);
+    }
+    let key = format!("bearer {}", shared.password.lock().unwrap());
+    if request.header("authorization") != Some(key.as_str()) {
+        return access_denied();
+    }
+    if request.header("content-type") != Some("application/json") {
+        return Reply::Status(400);
+    }
+    let Some(named) = json2::parse_body(&request.body) else {
+        return Reply::Status(400);
+    };
+    if let Some(wrong) = json2::wrong_parameters(method, &named) {
+        return Reply::Fault(422, wrong);
+    }
+    called(shared, model, method, Value::Array(Vec::new()), Value::Struct(named)).await
 }
 
 async fn object(shared: &Shared, params: Vec<Value>) -> Reply {
@@ -286,7 +348,11 @@ async fn object(shared: &Shared, params: Vec<Value>) -> Reply {
     if uid != Value::Int(UID) || !right {
         return access_denied();
     }
-    let (model, method) = (model.text().unwrap_or_default(), method.text().unwrap_or_default());
+    called(shared, model.text().unwrap_or_default(), method.text().unwrap_or_default(), args, kwargs).await
+}
+
+/// A method, called by the user.
+async fn called(shared: &Shared, model: &str, method: &str, args: Value, kwargs: Value) -> Reply {
     let called = format!("{model}.{method}");
     shared.calls.lock().unwrap().push(called.clone());
     if let Some(broken) = broken(shared, &called) {
@@ -296,7 +362,7 @@ async fn object(shared: &Shared, params: Vec<Value>) -> Reply {
         ("mail.thread", "message_process") => message_process(shared, args, kwargs).await,
         (_, "check_access_rights") => bool(true),
         (_, "search_count") if shared.unreadable.lock().unwrap().as_deref() == Some(model) => {
-            Reply::Xml(fault(4, &format!("You are not allowed to access '{model}' records.")))
+            Reply::Fault(4, format!("You are not allowed to access '{model}' records."))
         }
         ("crm.lead", "search_count") => int(0),
         ("mail.notification", "search_count") => {
@@ -308,13 +374,13 @@ async fn object(shared: &Shared, params: Vec<Value>) -> Reply {
             if method == "search_count" {
                 return int(i64::try_from(records.len()).unwrap());
             }
-            let values: String = records.iter().map(|id| format!("<value><int>{id}</int></value>")).collect();
-            Reply::Xml(response(&format!("<array><data>{values}</data></array>")))
+            Reply::Value(Value::Array(records.into_iter().map(Value::Int).collect()))
         }
-        _ => Reply::Xml(fault(
-            1,
-            &format!("{ENDED}AttributeError: The method '{model}.{method}' does not exist\n"),
-        )),
+        ("res.users", "context_get") => Reply::Value(Value::Struct(vec![
+            ("lang".to_owned(), Value::Text("en_US".to_owned())),
+            ("uid".to_owned(), Value::Int(UID)),
+        ])),
+        _ => ended(&format!("AttributeError: The method '{model}.{method}' does not exist")),
     }
 }
 
@@ -330,7 +396,8 @@ fn search(shared: &Shared, domain: Option<&Value>) -> Vec<i64> {
         }
     }
     let posts = shared.posts.lock().unwrap();
-    let found = |post: &&Post| post.message_id.as_deref().is_some_and(|id| ids.contains(&id));
+    let found =
+        |post: &&Post| post.is_committed() && post.message_id.as_deref().is_some_and(|id| ids.contains(&id));
     posts.iter().filter(found).filter_map(|post| post.record).collect()
 }
 
@@ -366,7 +433,7 @@ fn bounce(raw: &[u8]) -> Option<(String, String)> {
 
 async fn message_process(shared: &Shared, args: Value, kwargs: Value) -> Reply {
     let Value::Array(mut args) = args else {
-        return Reply::Xml(fault(1, "args must be a list"));
+        return Reply::Fault(1, "args must be a list".to_owned());
     };
     let mut kwargs = if let Value::Struct(members) = kwargs { members } else { Vec::new() };
     let raw = match kwargs.iter().position(|(name, _)| name == "message") {
@@ -375,10 +442,7 @@ async fn message_process(shared: &Shared, args: Value, kwargs: Value) -> Reply {
         None => None,
     };
     let Some(raw) = raw else {
-        let text = format!(
-            "{ENDED}TypeError: message_process() missing 1 required positional argument: 'message'\n"
-        );
-        return Reply::Xml(fault(1, &text));
+        return ended("TypeError: message_process() missing 1 required positional argument: 'message'");
     };
     let model = kwargs.iter().find(|(name, _)| name == "model").map(|(_, value)| value).or(args.first());
     let model = model.and_then(Value::text).map(str::to_owned);
@@ -394,9 +458,14 @@ async fn message_process(shared: &Shared, args: Value, kwargs: Value) -> Reply {
     let scripted = shared.script.take(&(), |only| memmem::find(&raw, only.as_bytes()).is_some());
     let mut posts = shared.posts.lock().unwrap();
     let duplicate = message_id.is_some()
-        && posts.iter().any(|post| post.record.is_some() && post.message_id == message_id);
+        && posts
+            .iter()
+            .any(|post| post.record.is_some() && post.is_committed() && post.message_id == message_id);
     let answer = scripted.unwrap_or(Answer::Taken);
-    let takes = matches!(answer, Answer::Taken | Answer::TakenThenCut | Answer::TakenThenSilence);
+    let takes = matches!(
+        answer,
+        Answer::Taken | Answer::TakenThenCut | Answer::CutThenTaken(_) | Answer::TakenThenSilence
+    );
     let count = i64::try_from(posts.iter().filter(|post| post.record.is_some()).count()).unwrap();
     let bounce = bounce(&raw);
     let record = (takes && !duplicate && bounce.is_none()).then_some(count + 1);
@@ -412,27 +481,21 @@ async fn message_process(shared: &Shared, args: Value, kwargs: Value) -> Reply {
     let reply = match &answer {
         Answer::Taken => record.map_or_else(|| bool(false), int),
         Answer::Nothing => bool(false),
-        Answer::Loop => {
-            let text = "cannot marshal None unless allow_none is enabled";
-            Reply::Xml(fault(1, &format!("{ENDED}TypeError: {text}\n")))
-        }
-        Answer::NoRoute => Reply::Xml(fault(
-            1,
-            &format!(
-                "{ENDED}ValueError: No possible route found for incoming message from {from} to  (Message-Id {}:). \
-                 Create an appropriate mail.alias or force the destination model.\n",
-                message_id.as_deref().unwrap_or_default()
-            ),
+        Answer::Loop => Reply::Value(Value::Nil),
+        Answer::NoRoute => ended(&format!(
+            "ValueError: No possible route found for incoming message from {from} to  (Message-Id {}:). \
+             Create an appropriate mail.alias or force the destination model.",
+            message_id.as_deref().unwrap_or_default()
         )),
-        Answer::UnknownModel => Reply::Xml(fault(1, "Mailbox unavailable - unknown target model")),
-        Answer::Poison => Reply::Xml(fault(1, &format!("{ENDED}LookupError: unknown encoding: x-unknown\n"))),
+        Answer::UnknownModel => Reply::Fault(1, "Mailbox unavailable - unknown target model".to_owned()),
+        Answer::Poison => ended("LookupError: unknown encoding: x-unknown"),
         Answer::AccessDenied => access_denied(),
         Answer::AccessError => {
-            Reply::Xml(fault(4, "You are not allowed to create 'Lead' (crm.lead) records."))
+            Reply::Fault(4, "You are not allowed to create 'Lead' (crm.lead) records.".to_owned())
         }
-        Answer::Fault(code, text) => Reply::Xml(fault(*code, text)),
+        Answer::Fault(code, text) => Reply::Fault(*code, text.clone()),
         Answer::Status(status) => Reply::Status(*status),
-        Answer::Cut | Answer::TakenThenCut => Reply::Cut,
+        Answer::Cut | Answer::TakenThenCut | Answer::CutThenTaken(_) => Reply::Cut,
         Answer::Silence | Answer::TakenThenSilence => Reply::Silence,
     };
     posts.push(Post {

@@ -70,6 +70,27 @@ pub fn response(value: &str) -> String {
     )
 }
 
+/// A result as XML.
+pub fn element(value: &Value) -> String {
+    match value {
+        Value::Int(value) => format!("<int>{value}</int>"),
+        Value::Bool(value) => format!("<boolean>{}</boolean>", u8::from(*value)),
+        Value::Text(text) => format!("<string>{text}</string>"),
+        Value::Array(values) => {
+            let values: String =
+                values.iter().map(|value| format!("<value>{}</value>", element(value))).collect();
+            format!("<array><data>{values}</data></array>")
+        }
+        Value::Struct(members) => {
+            let member = |(name, value): &(String, Value)| {
+                format!("<member><name>{name}</name><value>{}</value></member>", element(value))
+            };
+            format!("<struct>{}</struct>", members.iter().map(member).collect::<String>())
+        }
+        other => panic!("never returned: {other:?}"),
+    }
+}
+
 /// A fault.
 pub fn fault(code: i64, text: &str) -> String {
     let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
