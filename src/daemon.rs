@@ -4,11 +4,11 @@
 
 use crate::config::Config;
 use crate::inherited::Inherited;
-use crate::logging;
 use crate::service::{Doors, Service, Trust};
-use crate::store::{self, Store};
+use crate::store::{self, Restored, Store};
 use crate::submission::Sockets;
 use crate::tasks::Tasks;
+use crate::{clock, logging};
 use anyhow::{Context, bail};
 use sd_notify::NotifyState;
 use std::fs::File;
@@ -35,16 +35,19 @@ pub async fn run(file: &Path, inherited: Inherited) -> anyhow::Result<()> {
     let submission = sockets(&config, inherited).await?;
     let doors = Doors { submission, admin: bind(config.admin.listen, "[admin] listen").await? };
     let trust = Trust::new(&config)?;
-    let (store, writer) = Store::open(&config.store).await?;
+    // The lock comes first: `store restore` may be putting another file in place.
+    config.store.create()?;
     let Some(_lock) = lock(&config.store.path)? else {
         bail!("{}: another outlook-relay works on this store: stop it first", config.store.path.display());
     };
+    let (store, writer) = Store::open(&config.store).await?;
     // Apart from the others, since it has to outlive them.
     let mut writing = JoinSet::new();
     writing.spawn(writer.run());
 
     let mut tasks = Tasks::default();
     let ended = async {
+        take_up(&store).await?;
         let mut service =
             Service::start(file.to_owned(), config, &mut tasks, store.clone(), doors, trust, counters)
                 .await?;
@@ -68,6 +71,31 @@ pub async fn run(file: &Path, inherited: Inherited) -> anyhow::Result<()> {
         ended.context("the store's writer failed")?;
     }
     stopped.map(|_| tracing::info!("stopped"))
+}
+
+/// Takes up what the last run, or a backup, left in the store.
+async fn take_up(store: &Store) -> anyhow::Result<()> {
+    let now = clock::now();
+    store.forget_future(now).await?;
+    store.recover(now).await?;
+    if let Some(restored) = store.take_up_backup(now).await? {
+        say_restored(&restored);
+    }
+    Ok(())
+}
+
+/// The store was put back from a backup.
+fn say_restored(restored: &Restored) {
+    let Restored { made_at, messages, others, reports } = restored;
+    tracing::warn!(
+        made_at = %clock::to_second(*made_at),
+        messages,
+        others,
+        reports,
+        advice = "what was queued is looked for in Sent Items before it is sent (where nobody can look, on_unknown decides), and \
+                  Odoo is asked before it gets anything again; look at `outlook-relay status`, and send invitations anew",
+        "restored"
+    );
 }
 
 /// Without the writer nothing can be accepted, booked or settled any more.

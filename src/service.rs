@@ -108,8 +108,6 @@ impl Service {
     ) -> anyhow::Result<Self> {
         let Doors { submission, admin } = doors;
         let now = clock::now();
-        store.forget_future(now).await?;
-        store.recover(now).await?;
         let known: Vec<_> = config.mailboxes.iter().map(|mailbox| mailbox.address.clone()).collect();
         take_in_strays(&config, &store, &known).await?;
 

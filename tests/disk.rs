@@ -12,12 +12,12 @@ const BOUNCE: &str = "bounce@example.com";
 
 /// A file system of its own in memory, as small as it is told; mounting takes root, which installing the tests'
 /// packages took as well.
-struct Disk {
-    at: PathBuf,
+pub(crate) struct Disk {
+    pub(crate) at: PathBuf,
 }
 
 impl Disk {
-    fn mount(at: PathBuf, mebibytes: usize) -> Self {
+    pub(crate) fn mount(at: PathBuf, mebibytes: usize) -> Self {
         std::fs::create_dir(&at).unwrap();
         as_root("mount", &["-t", "tmpfs", "-o", &format!("size={mebibytes}m,mode=0777"), "tmpfs"], &at);
         Self { at }

@@ -1,6 +1,8 @@
 //! Everything that users rely on, tested from outside: the real binary, real sockets, real files, real servers.
 #![expect(clippy::unwrap_used, reason = "test code: a failure here must stop the test")]
 
+mod backup;
+mod backup_once;
 mod bad_day;
 mod bounces;
 mod browser;
@@ -36,5 +38,6 @@ mod submission;
 mod support;
 mod tokens;
 mod unknown;
+mod upgrade;
 mod waiting;
 mod watchdog;

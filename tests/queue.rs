@@ -2,7 +2,7 @@
 
 use crate::company::{self, JANE, JOHN};
 use crate::page::{PASSWORD, Visitor, with_password};
-use crate::support::client::message;
+use crate::support::client::{SmtpClient, message};
 use crate::support::relay::Config;
 use crate::support::script::Rule;
 use crate::support::smtp::{Fault, Step};
@@ -196,4 +196,27 @@ async fn the_page_shows_the_queue_and_has_the_same_buttons() {
     })
     .await;
     assert!(visitor.get("/queue").await.body.contains("No message waits here."));
+}
+
+#[tokio::test]
+async fn a_queue_of_several_pages_is_listed_whole_and_once() {
+    const MESSAGES: usize = 1_003;
+    let world = World::start().await;
+    world.smtp.server.down().await;
+    let (config, relay) = company::start(&world).await;
+    let (mut client, _) = SmtpClient::connect(relay.submission).await;
+    client.cmd("EHLO test").await;
+    for number in 0..MESSAGES {
+        let from = if number % 500 == 0 { JANE } else { JOHN };
+        let body = message(from, "a@x.test", &format!("{number}@t"), "Hi");
+        assert_eq!(client.send(BOUNCE, &["a@x.test"], &body).await.code, 250);
+    }
+    let queue = company::queue(&config).await;
+    let ids: std::collections::BTreeSet<_> =
+        queue.iter().map(|m| m["message_id"].as_str().unwrap()).collect();
+    assert_eq!((queue.len(), ids.len()), (MESSAGES, MESSAGES));
+    let table = config.cli(&["queue", "list"]).await.success();
+    assert_eq!((table.lines().count(), table.matches("LAST REPLY").count()), (MESSAGES + 1, 1));
+    let janes = config.cli(&["queue", "list", "--mailbox", JANE]).await.success();
+    assert_eq!(janes.lines().count(), 1 + 3, "{janes}");
 }

@@ -131,11 +131,16 @@ fn print(report: &Report) -> anyhow::Result<()> {
 /// A line for what is well or could not be tried; else seen, meaning and remedy.
 fn text(finding: &Finding, width: usize) -> String {
     let Finding { outcome, check, seen, meaning, remedy, .. } = finding;
-    let (word, check) = (word(*outcome), check.as_str());
+    told(*outcome, check.as_str(), width, [seen, meaning, remedy])
+}
+
+/// The same, of any check: seen, meaning and remedy.
+pub(super) fn told(outcome: Outcome, check: &str, width: usize, texts: [&str; 3]) -> String {
+    let (word, [seen, ..]) = (word(outcome), texts);
     if matches!(outcome, Outcome::Ok | Outcome::Skipped) {
         return format!("  {word}  {check:width$}  {seen}");
     }
-    let [seen, meaning, remedy] = [seen, meaning, remedy].map(|text| wrap(text, COLUMNS, INDENT));
+    let [seen, meaning, remedy] = texts.map(|text| wrap(text, COLUMNS, INDENT));
     format!(
         "  {word}  {check}\n        seen     {seen}\n        meaning  {meaning}\n        remedy   {remedy}"
     )

@@ -136,8 +136,17 @@ mod tests {
     #[test]
     fn the_pages_tell_every_command_and_every_key() {
         let page = String::from_utf8(commands().unwrap()).unwrap();
-        for command in ["run", "check", "doctor", "queue retry", "queue cancel", "store rotate-key", "status"]
-        {
+        for command in [
+            "run",
+            "check",
+            "doctor",
+            "queue retry",
+            "queue cancel",
+            "store backup",
+            "store restore",
+            "store rotate-key",
+            "status",
+        ] {
             assert!(
                 page.contains(&format!(".SS \"{command}\"")) || page.contains(&format!(".SS {command}\n")),
                 "{command}: {page}"

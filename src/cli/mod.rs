@@ -12,12 +12,14 @@ mod route;
 mod run;
 mod status;
 mod store;
+mod store_check;
 mod table;
 
 use crate::address::Address;
 use crate::config::{Config, Mistakes};
 use crate::logging;
 use crate::mailbox;
+use crate::store::Error;
 use crate::tls;
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
@@ -133,6 +135,27 @@ enum InboxCommand {
 
 #[derive(Debug, Subcommand)]
 enum StoreCommand {
+    /// Copies the store, as it is at one moment, into a new file. Works while the daemon runs, and holds up no mail.
+    ///
+    /// The file is readable for its owner alone; none is overwritten. It does not hold the key of the tokens (relay.key, or
+    /// [store] key_file): back that up besides, apart from the copies, with the configuration and its secrets. Do not copy
+    /// relay.db itself.
+    Backup {
+        /// The new file.
+        file: PathBuf,
+    },
+    /// Looks whether the store is sound: its file, tables and rows, the key of the tokens, free space. Changes nothing.
+    ///
+    /// Exits 0 when every check is well. Works while the daemon runs, too; it reads the whole file.
+    Check,
+    /// Puts a backup in the store's place; the daemon must be stopped.
+    ///
+    /// The store before is kept beside it. At the daemon's next start nothing is sent or pushed twice: what was queued in
+    /// the backup is looked for in Sent Items first, and Odoo is asked for what it may have.
+    Restore {
+        /// The backup, which stays as it is.
+        file: PathBuf,
+    },
     /// Seals every token under a new key, which takes the place of the one before.
     ///
     /// Works while the daemon runs; where [store] key_file names the key, stop the daemon first. Run it again if it was
@@ -178,7 +201,8 @@ pub fn main() -> ExitCode {
         Err(error) => {
             let code = if error.is::<Mistakes>() { EX_CONFIG } else { 1 };
             // One line, with its causes: `{:#}` is anyhow's way to say so. Mistakes have a line each.
-            let text = format!("{}{error:#}", if code == 1 { "outlook-relay: " } else { "" });
+            let program = if code == 1 { "outlook-relay: " } else { "" };
+            let text = format!("{program}{error:#}{}", damage(&error));
             drop(std::io::stderr().write_all(logging::complaint(&text).as_bytes()));
             ExitCode::from(code)
         }
@@ -224,6 +248,9 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Inbox(InboxCommand::List { mailbox }) => inbox::list(&config, mailbox.as_deref(), cli.json),
         Command::Inbox(InboxCommand::Retry(named)) => inbox::retry(&config, named, cli.json),
         Command::ImportOdoo(arguments) => import::import(arguments, &cli.config, cli.json),
+        Command::Store(StoreCommand::Backup { file }) => store::backup(&config, file, cli.json),
+        Command::Store(StoreCommand::Check) => store_check::check(&config, cli.json),
+        Command::Store(StoreCommand::Restore { file }) => store::restore(&config, file, cli.json),
         Command::Store(StoreCommand::RotateKey { lost }) => store::rotate_key(&config, *lost, cli.json),
     }
 }
@@ -252,6 +279,18 @@ fn say_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
 /// Runs a short command's work; the daemon has a runtime of its own.
 fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
+/// What to do about a store that turned out to be damaged when it was already open.
+fn damage(error: &anyhow::Error) -> &'static str {
+    match error.chain().find_map(|cause| cause.downcast_ref::<Error>()) {
+        Some(Error::Damaged { .. }) | None => "",
+        Some(error) if error.is_damage() => {
+            ". The store's file is damaged: `outlook-relay store check` says more; where there is a backup, stop the daemon, run \
+             `outlook-relay store restore BACKUP`, and start it again"
+        }
+        Some(_) => "",
+    }
 }
 
 /// Whoever read our output (`| head`) has seen enough: not a failure.

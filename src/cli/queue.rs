@@ -1,6 +1,6 @@
 //! `queue`: what waits to be sent and what was given up; a person may have it tried again, or cancel it.
 
-use super::table::{harmless, size, table, time, wrap};
+use super::table::{Pages, harmless, size, time, wrap};
 use super::{block_on, find_mailbox, say, say_json};
 use crate::clock;
 use crate::config::Config;
@@ -9,6 +9,7 @@ use crate::store::{Attempt, QueueId, Queued, QueuedState, Recipient, RecipientSt
 use crate::units::parse_duration;
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
+use serde::ser::{SerializeSeq, Serializer};
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
@@ -95,29 +96,52 @@ impl Filter {
 /// Lists the messages that wait, are held or have failed.
 pub(super) fn list(config: &Config, filter: &Filter, json: bool) -> anyhow::Result<ExitCode> {
     let selection = filter.selection(config)?;
-    let queued = block_on(async {
+    block_on(async {
         let (store, _writer) = Store::open_existing(&config.store).await?;
-        let mut picked = Vec::new();
-        each(&store, &selection, |message| picked.push(message)).await?;
-        Ok(picked)
+        if json { list_json(&store, &selection).await } else { list_table(&store, &selection).await }
     })?;
-    if json {
-        say_json(&queued)?;
-    } else if queued.is_empty() && selection == Selection::default() {
-        say("The queue is empty.")?;
-    } else if queued.is_empty() {
-        say("No message of the queue is like that.")?;
-    } else {
-        let rows: Vec<Vec<String>> = queued.iter().map(row).collect();
-        say(table(
-            &["ID", "STATE", "ACCEPTED", "SIZE", "MAILBOX", "FROM", "TO", "TRIES", "LAST REPLY"],
-            &rows,
-        ))?;
-    }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn each(store: &Store, selection: &Selection, mut take: impl FnMut(Queued)) -> anyhow::Result<()> {
+/// One message at a time: a queue may be longer than the memory.
+async fn list_json(store: &Store, selection: &Selection) -> anyhow::Result<()> {
+    let mut out = std::io::BufWriter::new(std::io::stdout());
+    let mut serializer = serde_json::Serializer::pretty(&mut out);
+    let mut list = serializer.serialize_seq(None).map_err(std::io::Error::from)?;
+    each(store, selection, |message| Ok(list.serialize_element(&message).map_err(std::io::Error::from)?))
+        .await?;
+    list.end().map_err(std::io::Error::from)?;
+    writeln!(out)?;
+    Ok(out.flush()?)
+}
+
+async fn list_table(store: &Store, selection: &Selection) -> anyhow::Result<()> {
+    const HEADINGS: [&str; 9] =
+        ["ID", "STATE", "ACCEPTED", "SIZE", "MAILBOX", "FROM", "TO", "TRIES", "LAST REPLY"];
+    let (mut pages, mut rows, mut any) = (Pages::new(&HEADINGS), Vec::new(), false);
+    let together = usize::try_from(PAGE)?;
+    each(store, selection, |message| {
+        rows.push(row(&message));
+        any = true;
+        if rows.len() < together { Ok(()) } else { say(pages.page(&std::mem::take(&mut rows))) }
+    })
+    .await?;
+    if !any && *selection == Selection::default() {
+        say("The queue is empty.")
+    } else if !any {
+        say("No message of the queue is like that.")
+    } else if rows.is_empty() {
+        Ok(())
+    } else {
+        say(pages.page(&rows))
+    }
+}
+
+async fn each(
+    store: &Store,
+    selection: &Selection,
+    mut take: impl FnMut(Queued) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let mut after = None;
     loop {
         let page = store.queued(after, PAGE).await?;
@@ -125,7 +149,7 @@ async fn each(store: &Store, selection: &Selection, mut take: impl FnMut(Queued)
             return Ok(());
         };
         after = Some(last.id);
-        page.into_iter().filter(|message| selection.holds(message)).for_each(&mut take);
+        page.into_iter().filter(|message| selection.holds(message)).try_for_each(&mut take)?;
     }
 }
 
@@ -199,7 +223,11 @@ async fn change_all(
 ) -> anyhow::Result<Vec<Done>> {
     let mut picked = Vec::new();
     if ids.is_empty() {
-        each(store, selection, |message| picked.push((message.id, true))).await?;
+        each(store, selection, |message| {
+            picked.push((message.id, true));
+            Ok(())
+        })
+        .await?;
     }
     for id in ids {
         let message = store.queued_one(id).await?;

@@ -6,20 +6,41 @@ const WIDEST: usize = 1000;
 
 /// Rows under their headings, columns padded; the last column is not.
 pub(super) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
-    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| cut(cell)).collect()).collect();
-    let mut widths: Vec<usize> = headings.iter().map(|heading| heading.chars().count()).collect();
-    for row in &rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = (*width).max(cell.chars().count());
-        }
+    Pages::new(headings).page(rows)
+}
+
+/// A table that is too long to be held: page by page, each column as wide as on the pages before, or wider.
+pub(super) struct Pages {
+    headings: Vec<String>,
+    widths: Vec<usize>,
+}
+
+impl Pages {
+    /// Under these headings, which the first page has.
+    pub(super) fn new(headings: &[&str]) -> Self {
+        Self { headings: headings.iter().map(ToString::to_string).collect(), widths: vec![0; headings.len()] }
     }
-    let line = |cells: &mut dyn Iterator<Item = &str>| {
-        let padded: Vec<String> = cells.zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect();
-        padded.join("  ").trim_end().to_owned()
-    };
-    let mut lines = vec![line(&mut headings.iter().copied())];
-    lines.extend(rows.iter().map(|row| line(&mut row.iter().map(String::as_str))));
-    lines.join("\n")
+
+    /// The next page.
+    pub(super) fn page(&mut self, rows: &[Vec<String>]) -> String {
+        let headings = std::mem::take(&mut self.headings);
+        let mut lines: Vec<Vec<String>> =
+            rows.iter().map(|row| row.iter().map(|cell| cut(cell)).collect()).collect();
+        if !headings.is_empty() {
+            lines.insert(0, headings);
+        }
+        for line in &lines {
+            for (width, cell) in self.widths.iter_mut().zip(line) {
+                *width = (*width).max(cell.chars().count());
+            }
+        }
+        let line = |cells: &Vec<String>| {
+            let cells = cells.iter().zip(&self.widths);
+            let padded: Vec<String> = cells.map(|(cell, &width)| format!("{cell:width$}")).collect();
+            padded.join("  ").trim_end().to_owned()
+        };
+        lines.iter().map(line).collect::<Vec<_>>().join("\n")
+    }
 }
 
 /// A text in lines of at most `width` characters (longer words stay whole), the later ones indented.
@@ -84,6 +105,14 @@ mod tests {
     fn columns_line_up() {
         let rows = vec![vec!["a".to_owned(), "long cell".to_owned(), "x".to_owned()]];
         assert_eq!(table(&["id", "b", "end"], &rows), "id  b          end\na   long cell  x");
+    }
+
+    #[test]
+    fn pages_keep_their_columns() {
+        let row = |cell: &str| vec![vec![cell.to_owned(), "x".to_owned()]];
+        let mut pages = Pages::new(&["id", "end"]);
+        let shown = [pages.page(&row("long")), pages.page(&row("a")), pages.page(&row("longer"))];
+        assert_eq!(shown, ["id    end\nlong  x", "a     x", "longer  x"]);
     }
 
     #[test]

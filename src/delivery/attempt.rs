@@ -79,6 +79,7 @@ impl Context {
         let content = match self.store.content(due.id).await {
             Ok(Some(content)) => content,
             Ok(None) => return Ended::Skipped,
+            Err(error) if error.is_damage() => return self.set_aside(due, &error).await,
             Err(error) => return Ended::Store(error),
         };
         let waiting = due.recipients.iter().filter(|recipient| waits(recipient)).count();
@@ -116,6 +117,19 @@ impl Context {
                 Ended::NoToken(failure)
             }
         }
+    }
+
+    /// Where the store's file is damaged, the message that lies there holds up no other.
+    async fn set_aside(&self, due: &Due, error: &store::Error) -> Ended {
+        if let Err(error) = self.store.set_aside(due.id).await {
+            return Ended::Store(error);
+        }
+        let (mailbox, id, message_id) = (self.mailbox.address(), due.id, due.message_id.as_deref());
+        let to: Vec<String> = due.recipients.iter().map(|recipient| recipient.address.clone()).collect();
+        let advice = "its content cannot be read, since the store's file is damaged, and Odoo is not told: have it sent anew from \
+                      there; `outlook-relay store check` says more";
+        tracing::error!(%mailbox, %id, message_id, to = names(&to), error = %chain(error), advice, "failed");
+        Ended::Skipped
     }
 
     /// Sends the message over the connection held, or a new one. Once, a token that the service does not take is
@@ -249,8 +263,14 @@ impl Context {
         if matches!(error, store::Error::Closed) {
             return;
         }
-        let failure = Failure::new(Class::Administrator, "store", chain(error))
-            .advise("mail waits until the store can be written: look for a full disk or missing rights");
+        let advice = match error.is_damage() {
+            true => {
+                "the store's file is damaged: `outlook-relay store check` says more; where there is a backup, stop the daemon, \
+                 run `outlook-relay store restore BACKUP`, and start it again"
+            }
+            false => "mail waits until the store can be written: look for a full disk or missing rights",
+        };
+        let failure = Failure::new(Class::Administrator, "store", chain(error)).advise(advice);
         self.store_trouble.fail(&failure, clock::now());
     }
 

@@ -98,7 +98,7 @@ fn back_off(age: Duration) -> Duration {
 }
 
 fn out_of_time() -> Failure {
-    let reply = "the connection was lost behind the message, each time; it is not among the sent messages";
+    let reply = "its outcome was unknown, and in the end it was not among the sent messages";
     Failure::new(Class::Transient, "connection lost", reply)
 }
 

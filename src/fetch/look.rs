@@ -73,11 +73,12 @@ impl Inbox {
         let Some(lowest) = uids.first().copied().into_iter().chain(waiting).min() else {
             return Ok(Vec::new());
         };
+        let older = self.desk.store.is_older_ledger(address, folder).await?;
         // The first look of all takes unread messages, which nobody has pushed.
-        if known.is_none() {
+        if known.is_none() && !older {
             return Ok(Vec::new());
         }
-        let marked = if self.desk.mailbox.config.fetch.after == After::None { "" } else { " SEEN" };
+        let marked = if older || self.desk.mailbox.config.fetch.after == After::None { "" } else { " SEEN" };
         Ok(line.session.search(&format!("UID {lowest}:*{marked}")).await?)
     }
 

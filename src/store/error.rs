@@ -4,7 +4,7 @@ use super::RESERVE;
 use crate::address::Address;
 use crate::sealing;
 use sqlx::migrate::MigrateError;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What went wrong with the store, by operation.
 #[derive(Debug, thiserror::Error)]
@@ -36,12 +36,38 @@ pub enum Error {
         path: PathBuf,
     },
     /// The database could not be opened.
-    #[error("{path}: the store cannot be opened")]
+    #[error("{path}: the store cannot be opened: look at its folder's rights and free space")]
     Open {
         /// The file.
         path: PathBuf,
         /// Why.
         source: sqlx::Error,
+    },
+    /// The file is damaged, or never was a store.
+    #[error(
+        "{path}: this file is damaged, or no store: nothing was changed. `outlook-relay store check` says more; where there \
+         is a backup, stop the daemon, run `outlook-relay store restore BACKUP`, and start it again"
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: sqlx::Error,
+    },
+    /// The file holds nothing any more.
+    #[error(
+        "{path}: this file is empty, and what lies beside it shows that it was a store. Nothing was changed: where there is a \
+         backup, run `outlook-relay store restore BACKUP`; to begin with an empty store, move the file away"
+    )]
+    Emptied {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is a database, but no store.
+    #[error("{path}: this is another program's database. Nothing was changed: correct the path")]
+    Foreign {
+        /// The file.
+        path: PathBuf,
     },
     /// The tables could not be brought up to date.
     #[error("{path}: the store's tables cannot be brought up to date")]
@@ -53,7 +79,8 @@ pub enum Error {
     },
     /// The file has tables that this version does not know.
     #[error(
-        "{path}: a newer version of outlook-relay wrote this store (its migration {version}): install that version again"
+        "{path}: a newer version of outlook-relay wrote this store (its migration {version}): nothing was \
+         changed. Install that version again, or put a backup from before in place (`outlook-relay store restore`)"
     )]
     Newer {
         /// The file.
@@ -117,4 +144,79 @@ pub enum Error {
         /// Which, and why.
         what: String,
     },
+    /// A backup, or the store in its place, could not be written.
+    #[error("{path}: cannot be written ({step}): look at its folder's rights and free space")]
+    Copy {
+        /// The file.
+        path: PathBuf,
+        /// Which step of it.
+        step: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// There is a file of that name.
+    #[error("{path}: is there already, and is not overwritten: name another file")]
+    Exists {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Somebody else is at it.
+    #[error("{path}: another process works on it: try again when it is done")]
+    Busy {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The disk has no room for a copy.
+    #[error("{path}: {} MiB are needed there, and {} MiB are free: name a file on another disk, or free some space", needed >> 20, free >> 20)]
+    NoRoom {
+        /// The copy.
+        path: PathBuf,
+        /// Bytes.
+        needed: u64,
+        /// Bytes.
+        free: u64,
+    },
+    /// What should be put back is the store itself.
+    #[error("{path}: is the store itself: name a backup")]
+    Same {
+        /// The file.
+        path: PathBuf,
+    },
+    /// What should be put back cannot be read.
+    #[error("{path}: cannot be read: name a file that `store backup` made")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+impl Error {
+    /// Whether the file is damaged.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Damaged { .. } => true,
+            Self::Open { source, .. } | Self::Read { source, .. } | Self::Write { source, .. } => {
+                is_damage(source)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// What was wrong when a file was opened.
+pub(super) fn opening(path: &Path) -> impl Fn(sqlx::Error) -> Error {
+    move |source| {
+        let path = path.to_owned();
+        if is_damage(&source) { Error::Damaged { path, source } } else { Error::Open { path, source } }
+    }
+}
+
+/// Whether SQLite says that a file is damaged or none of its own. https://sqlite.org/rescode.html: the low byte of SQLITE_CORRUPT
+/// (11) and SQLITE_NOTADB (26).
+fn is_damage(error: &sqlx::Error) -> bool {
+    let code =
+        error.as_database_error().and_then(|error| error.code()).and_then(|code| code.parse::<i64>().ok());
+    code.is_some_and(|code| matches!(code & 0xff, 11 | 26))
 }

@@ -3,8 +3,11 @@
 //! Readers use a pool of their own; everything that is written goes through one [`Writer`], which commits what many
 //! tasks hand in together. A write has happened, on disk, when its call returns.
 
+mod backup;
 mod by_hand;
+mod check;
 mod error;
+mod file;
 mod future;
 mod inbox;
 mod invites;
@@ -15,6 +18,8 @@ mod quarantine;
 mod queue;
 mod received;
 mod report;
+mod restore;
+mod restored;
 mod rotation;
 mod sealed;
 mod tokens;
@@ -22,8 +27,11 @@ mod unknown;
 mod waiting;
 mod writer;
 
+pub use backup::Backup;
 pub use by_hand::Selection;
+pub use check::{Health, Inside, KeyHealth};
 pub use error::Error;
+pub(crate) use file::create_private;
 pub use inbox::{InboxLine, Mark, PushState, Received};
 pub use message::{
     Attempt, Due, NewMessage, Next, Queued, QueuedState, Recipient, RecipientState, SentBy, Settlement,
@@ -34,6 +42,8 @@ pub use pace::Pace;
 pub use quarantine::{Quarantined, QuarantinedId};
 pub use received::Pushes;
 pub use report::{AfterPush, NewReport, Report, ReportTotals};
+pub use restore::{Key, PutBack};
+pub use restored::Restored;
 pub use tokens::StoredToken;
 pub use waiting::{Reroutable, Stray};
 pub use writer::{Writer, Written};
@@ -41,20 +51,16 @@ pub use writer::{Writer, Written};
 use crate::address::Address;
 use crate::sealing::{Keyring, check_key_file};
 use crate::section::Section;
+use file::{connect, options};
 use jiff::Timestamp;
-use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
-};
-use sqlx::{ConnectOptions, SqlSafeStr, SqliteConnection};
+use sqlx::SqliteConnection;
+use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
 use std::collections::HashMap;
 use std::fmt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -63,7 +69,7 @@ const DEFAULT_PATH: &str = "/var/lib/outlook-relay/relay.db";
 
 /// So many bytes of the disk are never filled with new mail: an attempt is booked, and what was sent is deleted, by
 /// writing. So the queue drains, and the relay recovers by itself.
-const RESERVE: u64 = 16 << 20;
+pub(crate) const RESERVE: u64 = 16 << 20;
 
 /// The `[store]` section.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -268,10 +274,9 @@ impl Store {
         let room = Room { arriving: self.arriving.clone(), size };
         let arriving = self.arriving.fetch_add(size, Ordering::Relaxed).saturating_add(size);
         // Where it cannot be asked, writing tells.
-        let Ok(disk) = rustix::fs::statvfs(&*self.path) else {
+        let Some(mut free) = file::free(&self.path) else {
             return Ok(room);
         };
-        let mut free = disk.f_bavail.saturating_mul(disk.f_frsize);
         let needed = arriving.saturating_mul(2).saturating_add(RESERVE);
         if free < needed {
             // What was sent left room in the file itself.
@@ -383,89 +388,6 @@ impl Changes {
     }
 }
 
-/// The one connection that writes, with the tables up to date.
-async fn connect(config: &Config) -> Result<(SqliteConnection, Keyring), Error> {
-    let path = &config.path;
-    create(path)?;
-    let opened = |source| Error::Open { path: path.clone(), source };
-    let mut connection = options(path).connect().await.map_err(opened)?;
-    migrator(i64::MAX).run(&mut connection).await.map_err(|source| match source {
-        MigrateError::VersionMissing(version) => Error::Newer { path: path.clone(), version },
-        source => Error::Migrate { path: path.clone(), source },
-    })?;
-    Ok((connection, config.keyring()))
-}
-
-/// SQLite's own recommendations for one writer and many readers: WAL, and a sync at each commit.
-fn options(path: &Path) -> SqliteConnectOptions {
-    SqliteConnectOptions::new()
-        .filename(path)
-        .create_if_missing(false)
-        .journal_mode(SqliteJournalMode::Wal)
-        .synchronous(SqliteSynchronous::Full)
-        .foreign_keys(true)
-        // A token that was replaced leaves nothing in its page. (ON would write each sent mail's pages once more.)
-        .pragma("secure_delete", "FAST")
-        // The command line writes as well, briefly.
-        .busy_timeout(Duration::from_secs(10))
-        .disable_statement_logging()
-}
-
-/// Makes the file, private from the start: SQLite gives its journal files the same mode.
-fn create(path: &Path) -> Result<(), Error> {
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists()) {
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder)
-            .map_err(|source| Error::Folder { path: folder.to_owned(), source })?;
-    }
-    create_private(path).map(drop).map_err(|source| Error::File { path: path.to_owned(), source })
-}
-
-/// Opens a file for writing, making it where it is not there: private, and its folder's owner's.
-pub(crate) fn create_private(path: &Path) -> std::io::Result<std::fs::File> {
-    let new = !path.exists();
-    let file = std::fs::OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .mode(0o600)
-        .open(path)?;
-    // `sudo outlook-relay connect` or `doctor` may come before the daemon's first start: the file belongs to whom the folder
-    // belongs to. (SQLite does the same for the files that it adds.)
-    if new && let Some(owner) = path.parent().and_then(|folder| std::fs::metadata(folder).ok()) {
-        let mine = file.metadata()?;
-        if mine.uid() == 0 && owner.uid() != 0 {
-            std::os::unix::fs::fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
-        }
-    }
-    Ok(file)
-}
-
-/// The schema's history; rows are only ever added to the list.
-const MIGRATIONS: &[(i64, &str, &str)] = &[
-    (1, "start", include_str!("migrations/0001_start.sql")),
-    (2, "sealed tokens", include_str!("migrations/0002_sealed_tokens.sql")),
-    (3, "invitations", include_str!("migrations/0003_invitations.sql")),
-    (4, "delivery", include_str!("migrations/0004_delivery.sql")),
-    (5, "sealed own keys", include_str!("migrations/0005_sealed_own_keys.sql")),
-    (6, "inbox", include_str!("migrations/0006_inbox.sql")),
-    (9, "refusals", include_str!("migrations/0009_refusals.sql")),
-];
-
-/// What brings the tables to a version; only tests want another than the newest.
-fn migrator(version: i64) -> Migrator {
-    let migrations = MIGRATIONS.iter().filter(|(known, ..)| *known <= version);
-    let migrations: Vec<_> = migrations
-        .map(|&(version, name, sql)| {
-            Migration::new(version, name.into(), MigrationType::Simple, sql.into_sql_str(), false)
-        })
-        .collect();
-    Migrator::with_migrations(migrations)
-}
-
 fn millis(at: Timestamp) -> i64 {
     at.as_millisecond()
 }
@@ -474,6 +396,10 @@ fn timestamp(millis: i64) -> Timestamp {
     Timestamp::from_millisecond(millis).unwrap_or(if millis < 0 { Timestamp::MIN } else { Timestamp::MAX })
 }
 
+#[cfg(test)]
+use file::{create, migrator};
+#[cfg(test)]
+use sqlx::ConnectOptions;
 #[cfg(test)]
 mod queue_tests;
 #[cfg(test)]

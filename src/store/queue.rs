@@ -147,7 +147,7 @@ impl Store {
                 Ok(due) => readable.push(due),
                 Err(error) => {
                     let id = QueueId(column(row, "id")?);
-                    self.write(Write::Queue(QueueWrite::SetAside(id))).await?;
+                    self.set_aside(id).await?;
                     let advice = "its row in the store is damaged; its content is kept there";
                     tracing::error!(%id, error = %chain(&error), advice, "failed");
                 }

@@ -235,7 +235,7 @@ pub(super) async fn apply(write: &ReportWrite, connection: &mut SqliteConnection
     }
 }
 
-/// Keeps reports.
+/// Keeps reports. That of a message that came back with a backup may have been taken before: Odoo is asked first.
 pub(super) async fn insert(
     message: QueueId,
     new: &NewReport,
@@ -247,7 +247,9 @@ pub(super) async fn insert(
             serde_json::to_string(&[recipient]).map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
         sqlx::query(
             "INSERT INTO report (id, message, message_id, recipients, created_at, state, tries, next_try_at, raw) \
-             VALUES ((SELECT coalesce(max(id), 0) + 1 FROM report), $1, $2, $3, $4, 'waiting', 0, $5, $6)",
+             VALUES ((SELECT coalesce(max(id), 0) + 1 FROM report), $1, $2, $3, $4, \
+             CASE WHEN EXISTS (SELECT 1 FROM backup WHERE $1 / 1000 <= made_at) THEN 'pushing' ELSE 'waiting' END, \
+             0, $5, $6)",
         )
         .bind(message.0)
         .bind(&new.message_id)

@@ -5,6 +5,7 @@ use crate::message::Envelope;
 use crate::routing::Rule;
 use secrecy::{ExposeSecret, SecretString};
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 use tokio::task::JoinHandle;
 
 pub(super) struct Opened {
@@ -166,7 +167,7 @@ async fn a_store_that_cannot_be_made_says_which_and_what_to_do() {
     assert!(error.contains("file/relay.db") && error.contains("[store] url"), "{error}");
     let text = folder.path().join("text.db");
     std::fs::write(&text, "this is no database, but long enough to be looked at as one".repeat(30)).unwrap();
-    assert!(matches!(Store::open(&Config::at(text)).await, Err(Error::Open { .. } | Error::Migrate { .. })));
+    assert!(matches!(Store::open(&Config::at(text)).await, Err(Error::Damaged { .. })));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Messages whose outcome is unknown: the service may have taken them, and nobody heard.
+//! Messages whose outcome is unknown: the service may have taken them, and nobody heard. And those that cannot be read.
 
 use super::message::{Due, Recipient, RecipientState, Settlement};
 use super::queue::{QueueWrite, due, encode, settle};
@@ -40,6 +40,14 @@ impl Store {
             Err(Error::Write { source: sqlx::Error::RowNotFound, .. }) => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// Keeps a waiting message that cannot be read as failed, so that it holds up no other.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub async fn set_aside(&self, id: QueueId) -> Result<(), Error> {
+        self.write(Write::Queue(QueueWrite::SetAside(id))).await
     }
 
     /// At the start: attempts that a crash cut short have an unknown outcome, and their messages are due at once, to be

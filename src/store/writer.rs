@@ -7,7 +7,7 @@ use super::invites::InviteWrite;
 use super::queue::QueueWrite;
 use super::report::ReportWrite;
 use super::tokens::StoredToken;
-use super::{Error, by_hand, future, inbox, invites, queue, report, tokens};
+use super::{Error, by_hand, future, inbox, invites, queue, report, restored, tokens};
 use crate::address::Address;
 use crate::sealing::Keyring;
 use jiff::Timestamp;
@@ -31,6 +31,7 @@ pub(super) enum Write {
     ByHand(ByHand),
     Future(Timestamp),
     Report(ReportWrite),
+    Restored(Timestamp),
     /// Nothing: only to see that it comes back.
     Probe,
 }
@@ -45,6 +46,7 @@ impl Write {
             Self::ByHand(write) => write.operation(),
             Self::Future(_) => "take up what a clock set back left in the future",
             Self::Report(write) => write.operation(),
+            Self::Restored(_) => "take up a backup",
             Self::Probe => "try the store",
         }
     }
@@ -58,6 +60,7 @@ impl Write {
             Self::ByHand(write) => by_hand::apply(write, connection).await,
             Self::Future(now) => future::apply(*now, connection).await,
             Self::Report(write) => report::apply(write, connection).await,
+            Self::Restored(now) => restored::apply(*now, connection).await,
             Self::Probe => Ok(()),
         }
     }

@@ -242,6 +242,11 @@ impl Imap {
         self.change(mailbox, folder, |folder| folder.messages.retain(|message| message.uid != uid));
     }
 
+    /// A folder's UIDVALIDITY.
+    pub fn uidvalidity(&self, mailbox: &str, folder: &str) -> u32 {
+        self.shared.store.lock().unwrap().folder(mailbox, folder).unwrap().uidvalidity
+    }
+
     /// A new UIDVALIDITY: the messages get new UIDs, from 1.
     pub fn set_uidvalidity(&self, mailbox: &str, folder: &str, uidvalidity: u32) {
         self.change(mailbox, folder, |folder| {

@@ -1,0 +1,196 @@
+//! Puts a backup in the store's place. The store before it is kept beside it, under a name that says when.
+
+use super::backup::{check_room, failed, single, stamp};
+use super::check::{self, KeyHealth};
+use super::error::opening;
+use super::file::{MIGRATIONS, bare, beside, create_private, folder_of, is_ours, sync_folder, version};
+use super::sealed::truncate_log;
+use super::{Config, Error, Store, real, timestamp};
+use crate::clock;
+use crate::sealing::Keyring;
+use jiff::Timestamp;
+use sqlx::{ConnectOptions, Connection, SqliteConnection};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+/// What was put in the store's place.
+#[derive(Clone, Debug)]
+pub struct PutBack {
+    /// The store.
+    pub store: PathBuf,
+    /// When the backup was made; `None`: it was not made by [`Store::backup`], and does not say.
+    pub made_at: Option<Timestamp>,
+    /// Messages in its queue.
+    pub messages: u64,
+    /// What was there before is kept as this file; `None`: nothing was there.
+    pub before: Option<PathBuf>,
+    /// Whether its tokens can be used.
+    pub key: Key,
+}
+
+/// Whether the key at hand is a store's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Key {
+    /// Every token opens; or there is none.
+    Fits,
+    /// Why tokens do not open.
+    Other(Vec<String>),
+}
+
+impl Store {
+    /// Puts a copy of the backup in the store's place. The caller holds the daemon's lock. A plain copy of a store's file is
+    /// stamped as a backup, too.
+    ///
+    /// # Errors
+    /// A backup that is none, damaged, or of a newer version; the disk's. Then the store is what it was.
+    pub async fn restore(config: &Config, from: &Path) -> Result<PutBack, Error> {
+        let store = real(&config.path);
+        let unreadable = |source| Error::Unreadable { path: from.to_owned(), source };
+        let backup = std::fs::metadata(from).map_err(unreadable)?;
+        if !backup.is_file() {
+            return Err(unreadable(ErrorKind::InvalidInput.into()));
+        }
+        if std::fs::metadata(&store).is_ok_and(|own| (own.dev(), own.ino()) == (backup.dev(), backup.ino())) {
+            return Err(Error::Same { path: from.to_owned() });
+        }
+        let new = beside(&store, ".restoring");
+        remove_all(&new);
+        let prepared = prepare(from, &new, config).await;
+        let (made_at, messages, key) = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                remove_all(&new);
+                return Err(error);
+            }
+        };
+        let before = set_aside(&store).await?;
+        std::fs::rename(&new, &store).map_err(failed(&store, "put in place"))?;
+        sync_folder(&store).map_err(failed(&store, "sync its folder"))?;
+        Ok(PutBack { store, made_at, messages, before, key })
+    }
+}
+
+/// Copies the backup to where the store is, looks whether it can be one, and stamps it.
+async fn prepare(from: &Path, new: &Path, config: &Config) -> Result<(Option<Timestamp>, u64, Key), Error> {
+    let folder = folder_of(new);
+    if !folder.exists() {
+        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+        made.map_err(|source| Error::Folder { path: folder.to_owned(), source })?;
+    }
+    let log = beside(from, "-wal");
+    let size = |path: &Path| std::fs::metadata(path).map_or(0, |file| file.len());
+    if size(from) == 0 {
+        return Err(Error::Emptied { path: from.to_owned() });
+    }
+    check_room(new, size(from).saturating_add(size(&log)))?;
+    copy(from, new)?;
+    // A plain copy may have its last commits there.
+    if size(&log) > 0 {
+        copy(&log, &beside(new, "-wal"))?;
+    }
+    let damaged = |source| Error::Damaged { path: from.to_owned(), source };
+    let mut connection = single(new).connect().await.map_err(opening(from))?;
+    is_ours(&mut connection, from).await?;
+    let found = check::damage(&mut connection).await.map_err(opening(from))?;
+    if let Some(first) = found.first() {
+        return Err(damaged(sqlx::Error::Protocol(first.clone())));
+    }
+    let version = version(&mut connection).await.map_err(opening(from))?;
+    if MIGRATIONS.iter().all(|(known, ..)| *known < version) {
+        return Err(Error::Newer { path: from.to_owned(), version });
+    }
+    let prepared = stamped(&mut connection, config.keyring(), version).await.map_err(opening(from))?;
+    connection.close().await.map_err(opening(from))?;
+    let file = std::fs::File::open(new).and_then(|file| file.sync_all());
+    file.map_err(failed(new, "sync"))?;
+    Ok(prepared)
+}
+
+async fn stamped(
+    connection: &mut SqliteConnection,
+    keys: Keyring,
+    version: i64,
+) -> Result<(Option<Timestamp>, u64, Key), sqlx::Error> {
+    let tables: i64 = sqlx::query_scalar("SELECT count(*) FROM sqlite_master WHERE name = 'backup'")
+        .fetch_one(&mut *connection)
+        .await?;
+    let made_at: Option<i64> = match tables {
+        0 => None,
+        _ => {
+            sqlx::query_scalar("SELECT made_at FROM backup WHERE started_at IS NULL")
+                .fetch_optional(&mut *connection)
+                .await?
+        }
+    };
+    if made_at.is_none() {
+        stamp(connection, clock::now()).await?;
+    }
+    let messages: i64 = match version {
+        0 => 0,
+        _ => sqlx::query_scalar("SELECT count(*) FROM message").fetch_one(&mut *connection).await?,
+    };
+    let key = match check::key(connection, &keys).await? {
+        KeyHealth::Unused | KeyHealth::Opens { .. } => Key::Fits,
+        KeyHealth::Fails(why) => Key::Other(why),
+    };
+    Ok((made_at.map(timestamp), messages.unsigned_abs(), key))
+}
+
+fn copy(from: &Path, to: &Path) -> Result<(), Error> {
+    let mut source =
+        std::fs::File::open(from).map_err(|source| Error::Unreadable { path: from.to_owned(), source })?;
+    let mut file = create_private(to).map_err(failed(to, "create"))?;
+    std::io::copy(&mut source, &mut file).map_err(failed(to, "write"))?;
+    file.sync_all().map_err(failed(to, "sync"))
+}
+
+/// Keeps the store under another name, besides; what is in its log first goes into it. Whatever happens, one of the two is
+/// there under the store's name.
+async fn set_aside(store: &Path) -> Result<Option<PathBuf>, Error> {
+    if !store.exists() {
+        remove(&beside(store, "-wal"))?;
+        remove(&beside(store, "-shm"))?;
+        return Ok(None);
+    }
+    // (Of an empty file SQLite would throw the log away.)
+    if std::fs::metadata(store).is_ok_and(|file| file.len() > 0)
+        && let Ok(mut connection) = bare(store).connect().await
+    {
+        let emptied = truncate_log(&mut connection).await;
+        drop(connection.close().await);
+        if matches!(emptied, Ok(false)) {
+            return Err(Error::Busy { path: store.to_owned() });
+        }
+    }
+    let name = format!(".before-{}", clock::now().strftime("%Y%m%dT%H%M%SZ"));
+    let aside = beside(store, &name);
+    if aside.exists() {
+        return Err(Error::Exists { path: aside });
+    }
+    std::fs::hard_link(store, &aside).map_err(failed(&aside, "keep the store before"))?;
+    // Of a damaged store; else it is gone.
+    let log = beside(store, "-wal");
+    if std::fs::metadata(&log).is_ok_and(|log| log.len() > 0) {
+        let kept = beside(&aside, "-wal");
+        std::fs::rename(&log, &kept).map_err(failed(&kept, "keep the log before"))?;
+    }
+    remove(&log)?;
+    remove(&beside(store, "-shm"))?;
+    sync_folder(store).map_err(failed(&aside, "sync its folder"))?;
+    Ok(Some(aside))
+}
+
+fn remove(path: &Path) -> Result<(), Error> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(failed(path, "remove")(error)),
+        _ => Ok(()),
+    }
+}
+
+/// What an earlier try may have left.
+fn remove_all(new: &Path) {
+    for ending in ["", "-wal", "-shm", "-journal"] {
+        drop(std::fs::remove_file(beside(new, ending)));
+    }
+}
