@@ -4,7 +4,7 @@
 
 use crate::address::Address;
 use crate::delivery::{self, Worker};
-use crate::fetch::Inbox;
+use crate::fetch::{Inbox, Room};
 use crate::health::SILENCE;
 use crate::mailbox::{self, Mailbox};
 use crate::odoo::{self, Gateway};
@@ -38,6 +38,8 @@ pub struct Supply {
 /// All mailboxes.
 pub struct Fleet {
     tokens: Tokens,
+    /// For what all inboxes have in hand.
+    room: Room,
     /// In the configuration's order.
     members: Vec<Member>,
     /// Stopped, but not at their end: each still finishes what it has in hand.
@@ -83,7 +85,7 @@ impl Fleet {
     /// The store's.
     pub async fn new(store: Store, http: reqwest::Client) -> Result<Self, store::Error> {
         let (tokens, _) = Tokens::new(&[], store, http).await?;
-        Ok(Self { tokens, members: Vec::new(), leaving: Vec::new() })
+        Ok(Self { tokens, room: Room::default(), members: Vec::new(), leaving: Vec::new() })
     }
 
     /// Makes these its mailboxes; `anew`: those that did not change are started anew as well. Waits for none that stops: who
@@ -170,7 +172,8 @@ impl Fleet {
             Ok(())
         });
         if let Some(gateway) = gateway.clone().filter(|_| mailbox.config.inbox) {
-            let inbox = Inbox::new(mailbox.clone(), store.clone(), self.tokens.clone(), gateway, tls.clone());
+            let (store, tokens, tls) = (store.clone(), self.tokens.clone(), tls.clone());
+            let inbox = Inbox::new(mailbox.clone(), store, tokens, gateway, tls, self.room.clone());
             let soft = work.soft.clone();
             tasks.start("fetch", mailbox.address(), &work, SILENCE, async move {
                 wait_for(former).await;

@@ -433,7 +433,7 @@ async fn watch_changes(store: Store, tokens: Tokens, soft: CancellationToken) ->
     let mut changes = store.changes().await?;
     let mut by_hand = store.done_by_hand().await?;
     // Stays until what was seen is taken up: a store that cannot be read in this moment is read in the next.
-    let mut pending = false;
+    let (mut pending, mut consented) = (false, false);
     loop {
         tokio::select! {
             () = soft.cancelled() => return Ok(()),
@@ -442,9 +442,10 @@ async fn watch_changes(store: Store, tokens: Tokens, soft: CancellationToken) ->
         let taken_up = async {
             pending |= changes.seen().await?;
             if pending {
-                tokens.reload().await?;
+                // An inbox without a token waits for minutes before it asks for one again.
+                consented |= tokens.reload().await?;
                 let now = store.done_by_hand().await?;
-                if std::mem::replace(&mut by_hand, now) != now {
+                if std::mem::replace(&mut by_hand, now) != now || std::mem::take(&mut consented) {
                     store.wake_all();
                 }
                 pending = false;

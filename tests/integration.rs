@@ -18,6 +18,8 @@ mod disk;
 mod doctor;
 mod faults;
 mod import;
+mod inbox_folder;
+mod inbox_large;
 mod inbox_once;
 mod incoming;
 mod log;

@@ -179,6 +179,16 @@ pub(super) fn text(status: &Status, counters: &Counters, process: &Process, now:
             family.sample(&[("mailbox", &mailbox.address)], inbox.pushed);
         }
     });
+    each(
+        "inbox_bounces_total",
+        "counter",
+        "Received non-delivery reports that Odoo took.",
+        &|family, mailbox| {
+            if let Some(inbox) = &mailbox.inbox {
+                family.sample(&[("mailbox", &mailbox.address)], inbox.bounces);
+            }
+        },
+    );
     for counted in &COUNTED {
         let mut family = Family::new(&mut out, counted.name, "counter", counted.help);
         let counts = counters.of(counted);

@@ -176,6 +176,7 @@ fn inbox_line(inbox: &InboxStatus, now: Timestamp) -> Markup {
         (inbox.folder) ": "
         @match inbox.looked_at { Some(at) => { "looked at " (time(at, now)) }, None => "not looked at yet" }
         ", " (inbox.waiting) " waiting, " (inbox.pushed) " pushed"
+        @if inbox.bounces > 0 { " (bounces: " (inbox.bounces) ")" }
         @if inbox.refused > 0 { ", " (inbox.refused) " refused by Odoo" }
     }
 }
@@ -292,6 +293,7 @@ mod tests {
                 waiting: 4,
                 refused: 5,
                 pushed: 6,
+                bounces: 2,
                 oldest: None,
             }),
             troubles: BTreeMap::new(),
@@ -330,7 +332,7 @@ mod tests {
             "(in 88 days)",
             "3 waiting",
             "1 given up",
-            "4 waiting, 6 pushed, 5 refused",
+            "4 waiting, 6 pushed (bounces: 2), 5 refused",
             "Connect anew",
             "formaction=\"/connect/john@example.com\"",
             "formaction=\"/test/john@example.com\"",

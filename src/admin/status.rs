@@ -162,6 +162,9 @@ pub struct InboxStatus {
     pub refused: u64,
     /// Messages that Odoo took.
     pub pushed: u64,
+    /// Those of them that report a failed delivery (non-delivery reports).
+    #[serde(default)]
+    pub bounces: u64,
     /// When the oldest message still to push was found; `None`: there is none.
     #[serde(default)]
     pub oldest: Option<Timestamp>,
@@ -250,6 +253,7 @@ impl Sources {
             waiting: line.map_or(0, |line| line.waiting),
             refused: line.map_or(0, |line| line.refused),
             pushed: line.map_or(0, |line| line.pushed),
+            bounces: line.map_or(0, |line| line.bounces),
             oldest: line.and_then(|line| line.oldest),
         });
         let queue = totals.get(&config.address).copied().unwrap_or_default();

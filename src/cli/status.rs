@@ -105,7 +105,12 @@ fn row(mailbox: &MailboxStatus) -> Vec<String> {
             let looked = inbox
                 .looked_at
                 .map_or_else(|| "never looked at".to_owned(), |at| format!("looked at {}", time(at)));
-            format!("{} pushed, {} waiting, {} refused, {looked}", inbox.pushed, inbox.waiting, inbox.refused)
+            let bounces = match inbox.bounces {
+                0 => String::new(),
+                bounces => format!(" (bounces: {bounces})"),
+            };
+            let (pushed, waiting, refused) = (inbox.pushed, inbox.waiting, inbox.refused);
+            format!("{pushed} pushed{bounces}, {waiting} waiting, {refused} refused, {looked}")
         }
     };
     vec![

@@ -7,12 +7,13 @@
 use super::incoming::{self, Incoming};
 use super::line::Stop;
 use super::plan;
+use super::room::Held;
 use crate::clock;
 use crate::failure::{Class, Failure, one_line};
 use crate::logging::seconds;
 use crate::mailbox::Mailbox;
-use crate::odoo::{Gateway, Room, Taken, Turn, answers};
-use crate::store::{PushState, Received, Store};
+use crate::odoo::{Gateway, Taken, Turn, answers};
+use crate::store::{Note, PushState, Received, Store};
 use jiff::Timestamp;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -45,7 +46,7 @@ pub(super) struct Desk {
 pub(super) struct Ready {
     pub(super) uidvalidity: u32,
     pub(super) messages: Vec<(Received, Vec<u8>)>,
-    pub(super) room: Room,
+    pub(super) room: Held,
 }
 
 /// What is known of a message before it is pushed.
@@ -107,7 +108,9 @@ impl Desk {
             turn = self.gateway.turn(&incoming.message_id) => turn,
         };
         match self.known(&row, &incoming).await {
-            Ok(Known::There) => self.done_with(uidvalidity, &row, "known", None, size).await.map(|()| true),
+            Ok(Known::There) => {
+                self.done_with(uidvalidity, &row, "known", None, false, size).await.map(|()| true)
+            }
             Ok(Known::Unsettled(until)) => {
                 let state = if row.state == PushState::Pushing { row.state } else { PushState::Waiting };
                 let wait = clock::until(clock::now(), until);
@@ -185,8 +188,10 @@ impl Desk {
         // One whose push was unknown is known not to be there.
         let state = if row.state == PushState::Refused { PushState::Refused } else { PushState::Waiting };
         let wait = clock::until(clock::now(), until);
-        let answer = "waits: Odoo takes a sender of more new messages in two hours for a loop".to_owned();
-        self.write(uidvalidity, row, state, Some(answer), false, wait).await
+        // Why Odoo refused it stays known: `inbox list` shows it.
+        let answer = (state != PushState::Refused)
+            .then(|| "waits: Odoo takes a sender of more new messages in two hours for a loop".to_owned());
+        self.write(uidvalidity, row, state, answer, false, wait).await
     }
 
     async fn push(
@@ -200,7 +205,7 @@ impl Desk {
     ) -> Result<bool, Stop> {
         self.write(uidvalidity, row, PushState::Pushing, None, false, Duration::ZERO).await?;
         let tries = row.tries.saturating_add(1);
-        let begun = Instant::now();
+        let (begun, bounce) = (Instant::now(), incoming.bounce);
         let pushing = async {
             let intake = &self.mailbox.config.intake;
             match turn.push(&incoming.raw, intake).await {
@@ -222,7 +227,7 @@ impl Desk {
         let failure = match pushed {
             Ok(taken) => {
                 return self
-                    .done_with(uidvalidity, row, taken.as_str(), Some((taken, begun.elapsed())), size)
+                    .done_with(uidvalidity, row, taken.as_str(), Some((taken, begun.elapsed())), bounce, size)
                     .await
                     .map(|()| true);
             }
@@ -261,18 +266,21 @@ impl Desk {
         row: &Received,
         answer: &'static str,
         taken: Option<(Taken, Duration)>,
+        bounce: bool,
         size: u64,
     ) -> Result<(), Stop> {
         let thread_id = taken.and_then(|(taken, _)| taken.thread_id());
         let seconds = taken.map(|(_, time)| seconds(time));
         let noted = thread_id.map_or_else(|| answer.to_owned(), |id| format!("{answer}: {id}"));
-        self.write(uidvalidity, row, PushState::Pushed, Some(noted), false, Duration::ZERO).await?;
+        let note = Note { answer: Some(noted), bounce, ..Note::default() };
+        self.write_note(uidvalidity, row, PushState::Pushed, note, Duration::ZERO).await?;
         tracing::info!(
             mailbox = %self.mailbox.address(),
             uid = row.uid,
             message_id = row.message_id.as_deref().map(one_line),
             answer,
             thread_id,
+            bounce,
             size,
             seconds,
             "pushed"
@@ -333,8 +341,20 @@ impl Desk {
         refused: bool,
         wait: Duration,
     ) -> Result<(), Stop> {
+        let note = Note { answer, refused, ..Note::default() };
+        self.write_note(uidvalidity, row, state, note, wait).await
+    }
+
+    async fn write_note(
+        &self,
+        uidvalidity: u32,
+        row: &Received,
+        state: PushState,
+        note: Note,
+        wait: Duration,
+    ) -> Result<(), Stop> {
         let (mailbox, now) = (&self.mailbox, clock::now());
-        let note = (row.message_id.clone(), answer, row.sender.clone(), refused);
+        let note = Note { message_id: row.message_id.clone(), sender: row.sender.clone(), ..note };
         let (folder, until) = (&mailbox.config.folder, clock::after(now, wait));
         let written =
             self.store.note_push_of(mailbox.address(), folder, uidvalidity, row.uid, state, note, until, now);

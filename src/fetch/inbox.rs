@@ -4,6 +4,8 @@
 use super::desk::Desk;
 use super::line::{Line, Stop};
 use super::plan;
+use super::prune::Pruning;
+use super::room::Room;
 use super::round::Round;
 use crate::clock;
 use crate::failure::{Class, Failure, chain};
@@ -16,11 +18,13 @@ use crate::store::Store;
 use crate::tokens::Tokens;
 use jiff::Timestamp;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_rustls::rustls::ClientConfig;
 use tokio_util::sync::CancellationToken;
 
+/// An IDLE that the server ends sooner, without any news, is none; it may do so once.
+const SHORT_IDLE: Duration = Duration::from_secs(10);
 /// Messages read from the ledger at a time.
 const BATCH: u32 = 50;
 
@@ -29,11 +33,14 @@ pub struct Inbox {
     pub(super) desk: Desk,
     tokens: Tokens,
     tls: Arc<ClientConfig>,
+    room: Room,
     /// Trouble with the store.
     disk: Trouble,
     line: Option<Line>,
     /// Turns that failed in a row.
     failures: u32,
+    /// Sessions in a row that ended soon after their first look.
+    short_lived: u32,
     /// Whether the last turn failed at Odoo.
     waits_for_odoo: bool,
     pub(super) stumbles: Stumbles,
@@ -43,6 +50,7 @@ pub struct Inbox {
     pub(super) beyond: bool,
     /// Whether the folder was looked through since the start.
     pub(super) looked: bool,
+    pub(super) pruning: Pruning,
     /// The folder's UIDVALIDITY when it was last looked through.
     uidvalidity: u32,
 }
@@ -59,27 +67,31 @@ pub(super) struct Stumbles {
 }
 
 impl Inbox {
-    /// The inbox of a mailbox; nothing happens until it runs.
+    /// The inbox of a mailbox; nothing happens until it runs. All inboxes share the `room`.
     pub fn new(
         mailbox: Arc<Mailbox>,
         store: Store,
         tokens: Tokens,
         gateway: Gateway,
         tls: Arc<ClientConfig>,
+        room: Room,
     ) -> Self {
         let subject = mailbox.address().to_string();
         Self {
             desk: Desk { mailbox, store, gateway },
             tokens,
             tls,
+            room,
             disk: Trouble::new("store failed", "store recovered", "store", subject),
             line: None,
             failures: 0,
+            short_lived: 0,
             waits_for_odoo: false,
             stumbles: Stumbles::default(),
             noted_at: None,
             beyond: false,
             looked: false,
+            pruning: Pruning::default(),
             uidvalidity: 0,
         }
     }
@@ -123,8 +135,8 @@ impl Inbox {
             Err(Stop::Token(failure)) => Failure { class: Class::Transient, ..failure },
             Err(Stop::Odoo(failure)) => failure,
             Err(Stop::Imap(failure)) => match self.lost(failure) {
-                Some(failure) => failure,
-                None => return Some(Duration::ZERO),
+                Ok(wait) => return Some(wait),
+                Err(failure) => failure,
             },
             Err(Stop::Store(error)) => {
                 let failure = Failure::new(Class::Administrator, "store", chain(&error)).advise(
@@ -139,8 +151,9 @@ impl Inbox {
         Some(plan::back_off(&failure, self.failures))
     }
 
-    /// Gives up the session. `None`: it had served, so a new one is tried at once, without a word.
-    fn lost(&mut self, failure: Failure) -> Option<Failure> {
+    /// Gives up the session. Where it had served, a new one is tried without a word: at once, but for servers (and what
+    /// stands before them) that end each of them; so long after. Else it is trouble.
+    fn lost(&mut self, failure: Failure) -> Result<Duration, Failure> {
         let line = self.line.take();
         let mailbox = &self.desk.mailbox;
         if let Some(line) = &line
@@ -148,13 +161,18 @@ impl Inbox {
         {
             self.tokens.refused(mailbox.address(), &line.token);
         }
-        if failure.class == Class::Transient && line.is_some_and(|line| line.proven) {
+        if let Some(line) = line.filter(|line| line.proven && failure.class == Class::Transient) {
             tracing::debug!(mailbox = %mailbox.address(), code = %failure.code, reply = %failure.reply, "session ended");
-            return None;
+            if !line.is_short_lived() {
+                self.short_lived = 0;
+                return Ok(Duration::ZERO);
+            }
+            self.short_lived = self.short_lived.saturating_add(1);
+            return Ok(plan::back_off(&failure, self.short_lived));
         }
         let failure = imap_replies::persisting(failure, self.failures.saturating_add(1));
         mailbox.imap.fail(&failure, clock::now());
-        Some(failure)
+        Err(failure)
     }
 
     /// Looks the folder through once, and does what is to be done.
@@ -188,7 +206,8 @@ impl Inbox {
         if !self.stumbles.unmarked {
             self.desk.mailbox.imap.well();
         }
-        self.work_off(line, soft).await
+        self.work_off(line, soft).await?;
+        self.prune(line, folder.uidvalidity).await
     }
 
     /// Does everything that the ledger says is to be done now.
@@ -216,9 +235,11 @@ impl Inbox {
             if line.expires_soon() {
                 return Err(Stop::Renew);
             }
-            let mut round = Round { desk: &desk, line, uidvalidity, stumbles: &mut self.stumbles };
+            let (room, stumbles) = (&self.room, &mut self.stumbles);
+            let mut round = Round { desk: &desk, line, uidvalidity, room, stumbles };
             Box::pin(round.bring(batch, soft)).await?;
             line.proven = true;
+            line.useful = true;
             if alone {
                 self.stumbles.one_by_one = self.stumbles.one_by_one.saturating_sub(1);
             }
@@ -249,9 +270,13 @@ impl Inbox {
                 _ = woken.changed() => {}
             }
         };
-        match patiently(line.session.idle(limit, stop)).await? {
-            Idled::News | Idled::Elapsed | Idled::Stopped => Ok(Duration::ZERO),
-            Idled::Refused => {
+        let begun = Instant::now();
+        let idled = patiently(line.session.idle(limit, stop)).await?;
+        let ended = idled == Idled::News && !line.session.has_news() && begun.elapsed() < SHORT_IDLE;
+        line.idles_ended = if ended { line.idles_ended.saturating_add(1) } else { 0 };
+        match idled {
+            Idled::News | Idled::Elapsed | Idled::Stopped if line.idles_ended < 2 => Ok(Duration::ZERO),
+            _ => {
                 tracing::debug!(mailbox = %mailbox.address(), "the server does not want to idle: polling");
                 line.able.idle = false;
                 Ok(fetch.poll.min(until_due))

@@ -19,6 +19,8 @@ pub(super) struct Incoming {
     /// Who sent it, if it may begin a record in Odoo, which a report on another message does not: Odoo counts those
     /// against loops.
     pub(super) sender: Option<String>,
+    /// Whether it reports a failed delivery.
+    pub(super) bounce: bool,
     /// The messages that it says it replies to, the last of them. If Odoo has one, it begins no record.
     pub(super) replies_to: Vec<String>,
     /// It names another address of the company, and not the mailbox.
@@ -34,7 +36,7 @@ const MOST_REFERENCES: usize = 32;
 
 /// Makes a message ready for Odoo.
 ///
-/// One without a Message-Id would become a new record at every push: it gets
+/// One without a Message-Id, or with one that Odoo [cannot read](is_readable), would become a new record at every push: it gets
 /// `<outlook-relay.HASH@DOMAIN>`, where HASH is the first half of its SHA-256 in hex. `booked` is the one that it got
 /// before: servers that put a message together at each fetch may do so differently.
 ///
@@ -42,7 +44,9 @@ const MOST_REFERENCES: usize = 32;
 /// was found. But one that names another address in a domain of the company most likely came by that, as a further address
 /// of the mailbox, and has its route in Odoo: a second one would make a second record.
 pub(super) fn prepare(raw: Vec<u8>, mailbox: &Address, booked: Option<&str>, domains: &[String]) -> Incoming {
-    let found = HeaderView::parse(&raw).message_id();
+    let header = HeaderView::parse(&raw);
+    let (found, bounce) = (header.message_id().filter(|id| is_readable(id)), header.is_bounce());
+    let booked = booked.filter(|id| is_readable(id));
     let sender = sender(&raw);
     let message_id =
         found.clone().or_else(|| booked.map(str::to_owned)).unwrap_or_else(|| derived_id(&raw, mailbox));
@@ -58,11 +62,11 @@ pub(super) fn prepare(raw: Vec<u8>, mailbox: &Address, booked: Option<&str>, dom
         fields.push_str("\r\n");
     }
     if fields.is_empty() {
-        return Incoming { raw, message_id, sender, replies_to, to_others: named == Named::Company };
+        return Incoming { raw, message_id, sender, bounce, replies_to, to_others: named == Named::Company };
     }
     let mut with_fields = fields.into_bytes();
     with_fields.extend_from_slice(&raw);
-    Incoming { raw: with_fields, message_id, sender, replies_to, to_others: named == Named::Company }
+    Incoming { raw: with_fields, message_id, sender, bounce, replies_to, to_others: named == Named::Company }
 }
 
 impl Incoming {
@@ -87,6 +91,34 @@ fn replies_to(raw: &[u8]) -> Vec<String> {
         ids.extend(found.map(|(id, _)| format!("<{id}>")));
     }
     ids.split_off(ids.len().saturating_sub(MOST_REFERENCES))
+}
+
+/// Whether Python, with which Odoo reads mail, reads a Message-Id as it is. Where it begins like one and is none (`<>`,
+/// `<@x>`, `<<a@b>>`) Python raises an IndexError (email._header_value_parser.get_msg_id; seen with 3.8 to 3.13), so Odoo
+/// never takes the message. Of `<a b@c>` it reads `<a` alone, and Odoo takes the next message of this kind for the same.
+fn is_readable(id: &str) -> bool {
+    let Some(inner) = id.strip_prefix('<') else {
+        return true;
+    };
+    let closed = inner.strip_suffix('>');
+    let (left, right) = match closed.unwrap_or(inner).split_once('@') {
+        Some((left, right)) => (left, Some(right)),
+        None => (closed.unwrap_or(inner), None),
+    };
+    let is_odd = |c: char| "()<>,:;[]\\".contains(c) || c.is_whitespace() || c.is_control();
+    // Quotes may hold anything.
+    let odd_left = if left.contains('"') { left.starts_with(is_odd) } else { left.contains(is_odd) };
+    let odd_right = match right {
+        None => false,
+        Some("") => closed.is_none(),
+        Some(right) => match right.strip_prefix('[') {
+            Some(literal) => literal
+                .strip_suffix(']')
+                .is_none_or(|text| text.is_empty() || text.contains(|c| is_odd(c) && c != ':')),
+            None => right.starts_with(|c: char| c == '(' || c.is_whitespace()),
+        },
+    };
+    !left.is_empty() && !odd_left && !odd_right
 }
 
 fn derived_id(raw: &[u8], mailbox: &Address) -> String {
@@ -253,6 +285,98 @@ mod tests {
         let incoming = prepare(raw.to_vec(), &john(), None, &[]);
         assert_eq!(incoming.raw, raw);
         assert_eq!(incoming.message_id, "<a@b.test>");
+    }
+
+    #[test]
+    fn a_message_id_that_python_cannot_read_counts_as_missing() {
+        let unreadable = [
+            "<>",
+            "<@x>",
+            "<[a]@x>",
+            "<<a@b>>",
+            "<",
+            "<[",
+            "<(",
+            "<)>",
+            "<]@x>",
+            "< @x>",
+            "<a@",
+            "<a@[b",
+            "<a@[>",
+            "<a@[]>",
+            "<a@ [b>",
+            "<a b@c>",
+            "<2026-11-21 10:00@c>",
+            "<a,b@c>",
+            "<a:b@c>",
+        ];
+        for id in unreadable {
+            let raw = format!("To: john@example.com\r\nMessage-ID: {id}\r\n\r\n").into_bytes();
+            for booked in [None, Some(id)] {
+                let incoming = prepare(raw.clone(), &john(), booked, &[]);
+                assert!(incoming.message_id.starts_with("<outlook-relay."), "{id}: {}", incoming.message_id);
+                let first = format!("Message-Id: {}\r\nTo: ", incoming.message_id);
+                assert!(incoming.raw.starts_with(first.as_bytes()), "{id}");
+            }
+        }
+        let readable = [
+            "<a@b>",
+            "<a>",
+            "<a@>",
+            "a@b",
+            "<a..b@c>",
+            "<.a@b>",
+            "<\"a b\"@c>",
+            "<x.JavaMail.\"a b\"@c>",
+            "<a@[127.0.0.1]>",
+            "<a@[IPv6:::1]>",
+            "<a@b:25>",
+            "<!&!A/+=$@b.test>",
+            "<a@b",
+            "<=?utf-8?q?a?=@b>",
+        ];
+        for id in readable {
+            let raw = format!("To: john@example.com\r\nMessage-ID: {id}\r\n\r\n").into_bytes();
+            let incoming = prepare(raw.clone(), &john(), None, &[]);
+            assert_eq!((incoming.message_id.as_str(), incoming.raw), (id, raw));
+        }
+    }
+
+    /// What Python makes of the Message-Id of each message: `text`, or the name of the exception.
+    fn read_by_python(messages: &[Vec<u8>]) -> Vec<String> {
+        use std::io::Write as _;
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/message_id.py");
+        let mut python = std::process::Command::new("python3")
+            .arg(script)
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let messages: Vec<_> = messages.iter().map(|raw| String::from_utf8_lossy(raw)).collect();
+        let input = serde_json::to_vec(&messages).unwrap();
+        python.stdin.take().unwrap().write_all(&input).unwrap();
+        let output = python.wait_with_output().unwrap();
+        assert!(output.status.success());
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    #[test]
+    fn python_reads_the_message_id_of_whatever_is_prepared() {
+        use proptest::strategy::{Strategy as _, ValueTree as _};
+        let mut runner = proptest::test_runner::TestRunner::deterministic();
+        let ids = proptest::string::string_regex(r#"<[ab.@<>\[\](),:;\\" =?_\t-]{0,9}(>|@b>|)"#).unwrap();
+        let ids: Vec<String> = (0..5000).map(|_| ids.new_tree(&mut runner).unwrap().current()).collect();
+        let prepared: Vec<_> = ids
+            .iter()
+            .map(|id| prepare(format!("Message-ID: {id}\r\n\r\n").into_bytes(), &john(), None, &[]))
+            .collect();
+        let raw: Vec<_> = prepared.iter().map(|incoming| incoming.raw.clone()).collect();
+        for ((id, incoming), read) in ids.iter().zip(&prepared).zip(read_by_python(&raw)) {
+            assert!(!read.is_empty() && !read.contains("Error"), "{id}: {read}");
+            let is_whole =
+                incoming.message_id.contains('"') || read.contains('@') || !incoming.message_id.contains('@');
+            assert!(is_whole, "{id}: {read}");
+        }
     }
 
     #[test]

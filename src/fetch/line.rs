@@ -9,11 +9,14 @@ use crate::store;
 use crate::tokens::{AccessToken, Tokens};
 use jiff::SignedDuration;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio_rustls::rustls::ClientConfig;
 
 /// How long a session may go on being used before its token expires.
 const TOKEN_MARGIN: SignedDuration = SignedDuration::from_mins(1);
+
+/// A session that ends sooner served for nothing but a look.
+const SHORT_LIFE: Duration = Duration::from_secs(30);
 
 /// A session, and the token that it was opened with.
 pub(super) struct Line {
@@ -23,6 +26,11 @@ pub(super) struct Line {
     /// Whether it served for a whole look, or for a message. That such a session ends is usual; that a new one does is
     /// trouble.
     pub(super) proven: bool,
+    /// Whether it served for a message.
+    pub(super) useful: bool,
+    pub(super) opened_at: Instant,
+    /// Times in a row that the server ended an IDLE at once, without any news.
+    pub(super) idles_ended: u32,
 }
 
 impl Line {
@@ -40,7 +48,16 @@ impl Line {
             match Session::open(endpoint, tls.clone(), address, token.secret()).await {
                 Ok(mut session) => {
                     let able = session.capabilities().await?;
-                    return Ok(Self { session, token, able, proven: false });
+                    let opened_at = Instant::now();
+                    return Ok(Self {
+                        session,
+                        token,
+                        able,
+                        proven: false,
+                        useful: false,
+                        opened_at,
+                        idles_ended: 0,
+                    });
                 }
                 Err(failure) if again && failure.code == imap_replies::LOGIN_REFUSED => {
                     tokens.refused(address, &token);
@@ -49,6 +66,11 @@ impl Line {
                 Err(failure) => return Err(Stop::Imap(failure)),
             }
         }
+    }
+
+    /// Whether it ended before it was of any use: a new one would do so as well.
+    pub(super) fn is_short_lived(&self) -> bool {
+        !self.useful && self.opened_at.elapsed() < SHORT_LIFE
     }
 
     /// Whether its token is about to expire. A new session is never asked: it could not have a better one.

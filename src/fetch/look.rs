@@ -5,8 +5,8 @@ use super::inbox::Inbox;
 use super::line::{Line, Stop};
 use super::plan::{self, Found, Look};
 use crate::clock;
-use crate::imap::{self, Folder};
-use crate::store::{Mark, PushState, Quarantined};
+use crate::imap::{self, Folder, Lying};
+use crate::store::{KEPT, Mark, PushState, Quarantined};
 use jiff::SignedDuration;
 use std::time::Duration;
 
@@ -32,21 +32,27 @@ impl Inbox {
         line.session.look_again();
         let known = store.mark(address, folder).await?;
         let look = Look::new(known, selected, store.sure_until(address).await?);
-        let found = line.session.search(&look.search()).await?;
+        let mut found = Vec::new();
+        for key in look.searches(selected.uidnext) {
+            found.extend(line.session.search(&key).await?);
+        }
         let Found { mark, mut uids, beyond } = look.enter(selected, found);
         self.beyond = beyond;
         let mut doubtful = Vec::new();
         if let Look::Since(then) = look {
             let lying = line.session.lying(&uids).await?;
             uids = plan::missed(&lying, then);
-            let read = lying.iter().filter(|message| message.seen).map(|message| message.uid);
-            doubtful.extend(read);
+            // What was read may have been pushed; so may have been what is too old for the ledger to know.
+            let kept = clock::before(clock::now(), KEPT);
+            let may_be = |message: &&Lying| message.seen || message.received_at.is_none_or(|at| at < kept);
+            doubtful.extend(lying.iter().filter(may_be).map(|message| message.uid));
         }
         if !self.looked {
-            doubtful.extend(self.perhaps_pushed(line, mark, known, &uids).await?);
+            doubtful.extend(self.perhaps_pushed(line, selected, known, &uids).await?);
         }
         let now = clock::now();
-        let noted = self.noted_at.is_some_and(|at| now.duration_since(at) < NOTE_EVERY);
+        // The clock may have been set back since: then the last look is not written down where it belongs.
+        let noted = self.noted_at.is_some_and(|at| at <= now && now.duration_since(at) < NOTE_EVERY);
         if !noted || !uids.is_empty() || known != Some(mark) {
             store.found(address, folder, mark, uids, now).await?;
             self.noted_at = Some(now);
@@ -64,12 +70,12 @@ impl Inbox {
     async fn perhaps_pushed(
         &self,
         line: &mut Line,
-        mark: Mark,
+        selected: Folder,
         known: Option<Mark>,
         uids: &[u32],
     ) -> Result<Vec<u32>, Stop> {
         let (address, folder) = (self.desk.mailbox.address(), self.desk.mailbox.config.folder.as_str());
-        let waiting = self.desk.store.lowest_waiting(address, folder, mark.uidvalidity).await?;
+        let waiting = self.desk.store.lowest_waiting(address, folder, selected.uidvalidity).await?;
         let Some(lowest) = uids.first().copied().into_iter().chain(waiting).min() else {
             return Ok(Vec::new());
         };
@@ -79,7 +85,11 @@ impl Inbox {
             return Ok(Vec::new());
         }
         let marked = if older || self.desk.mailbox.config.fetch.after == After::None { "" } else { " SEEN" };
-        Ok(line.session.search(&format!("UID {lowest}:*{marked}")).await?)
+        let mut found = Vec::new();
+        for range in plan::ranges(lowest, selected.uidnext) {
+            found.extend(line.session.search(&format!("UID {range}{marked}")).await?);
+        }
+        Ok(found)
     }
 
     /// Moves what a person wants tried again from the quarantine folder back to where it came from; there it is new.

@@ -6,9 +6,12 @@ mod incoming;
 mod line;
 mod look;
 pub mod plan;
+mod prune;
+mod room;
 mod round;
 
 pub use inbox::Inbox;
+pub use room::Room;
 
 use crate::section::Section;
 use serde::Deserialize;

@@ -53,18 +53,22 @@ impl Look {
         }
     }
 
-    /// The key of UID SEARCH (RFC 9051 section 6.4.4).
-    pub fn search(self) -> String {
-        match self {
-            Self::Unread => "UNSEEN".to_owned(),
+    /// The keys of UID SEARCH (RFC 9051 section 6.4.4), one after the other, in a folder with this UIDNEXT.
+    pub fn searches(self, uidnext: u32) -> Vec<String> {
+        let (from, key) = match self {
+            Self::Unread => (1, "UNSEEN".to_owned()),
             Self::Since(then) => {
                 // By whole days, of a time zone that only the server knows.
                 let day = |at: Timestamp| at.strftime("%d-%b-%Y").to_string();
                 let came = clock::before(then, CLOCKS + DAY);
                 let written = clock::before(came, WRITTEN);
-                format!("OR UNSEEN (SINCE {} SENTSINCE {})", day(came), day(written))
+                (1, format!("OR UNSEEN (SINCE {} SENTSINCE {})", day(came), day(written)))
             }
-            Self::Above(uid) => format!("UID {}:*", uid.saturating_add(1)),
+            Self::Above(uid) => (uid.saturating_add(1), String::new()),
+        };
+        match ranges(from, uidnext) {
+            all if all.len() == 1 && from == 1 && !key.is_empty() => vec![key],
+            ranges => ranges.iter().map(|range| format!("UID {range} {key}").trim_end().to_owned()).collect(),
         }
     }
 
@@ -88,6 +92,25 @@ impl Look {
     }
 }
 
+/// So many UIDs are searched at a time, of which each may be found: an answer has a bound, whatever the folder's size.
+pub const PORTION: u32 = 20_000;
+/// A folder is not searched in more portions: one with so many UIDs has few messages, mostly.
+const PORTIONS: u32 = 1000;
+
+/// All UIDs from one on, as `seq-range`s (RFC 9051 section 9) for one search each. The last has no end: UIDNEXT may be
+/// higher by now.
+pub fn ranges(from: u32, uidnext: u32) -> Vec<String> {
+    let portion = PORTION.max(uidnext.saturating_sub(from) / PORTIONS);
+    let mut ranges = Vec::new();
+    let mut from = from;
+    while let Some(next) = from.checked_add(portion).filter(|&next| next < uidnext) {
+        ranges.push(format!("{from}:{}", next - 1));
+        from = next;
+    }
+    ranges.push(format!("{from}:*"));
+    ranges
+}
+
 /// What of the messages that [`Look::Since`] found is to be entered: what is unread, and what came since `then`. Of whom the
 /// server does not say when it came, the ledger knows whether it was pushed.
 pub fn missed(lying: &[Lying], then: Timestamp) -> Vec<u32> {
@@ -104,12 +127,14 @@ pub const GUARD: Duration = Duration::from_secs(120 * 60);
 pub fn next_of_sender(pushed: &[Timestamp], most: u32, now: Timestamp) -> Option<Timestamp> {
     let most = usize::try_from(most).unwrap_or(usize::MAX);
     let over = pushed.len().checked_sub(most).filter(|_| most > 0)?;
-    pushed.get(over).map(|&at| clock::after(at, GUARD)).filter(|&at| at > now)
+    // A push that a clock showed before it was set back lies in the future: it holds up nothing for longer either.
+    pushed.get(over).map(|&at| clock::after(at.min(now), GUARD)).filter(|&at| at > now)
 }
 
-/// Messages fetched together: as many, and as many bytes, at most. One that is larger is fetched alone.
+/// Messages fetched together, at most.
 const GROUP: usize = 25;
-const GROUP_BYTES: u64 = 2 << 20;
+/// Bytes of messages fetched together, at most. One that is larger is fetched alone.
+pub const GROUP_BYTES: u64 = 2 << 20;
 
 /// Parts messages into groups that are fetched together, in order, by their sizes in bytes; the groups' lengths.
 pub fn groups(sizes: &[u64]) -> Vec<usize> {
@@ -229,11 +254,23 @@ mod tests {
         for (what, known, folder, search, found, new_mark, entered) in rows {
             let sure = (search == SINCE || known.is_some()).then(|| at(0));
             let look = Look::new(known, folder, sure);
-            assert_eq!(look.search(), search, "{what}");
+            assert_eq!(look.searches(folder.uidnext), [search], "{what}");
             let beyond = found.iter().any(|&uid| uid >= folder.uidnext);
             let expected = Found { mark: new_mark, uids: entered, beyond };
             assert_eq!(look.enter(folder, found), expected, "{what}");
         }
+    }
+
+    #[test]
+    fn a_large_folder_is_searched_in_portions() {
+        assert_eq!(Look::Unread.searches(20_001), ["UNSEEN"]);
+        assert_eq!(Look::Unread.searches(20_002), ["UID 1:20000 UNSEEN", "UID 20001:* UNSEEN"]);
+        let above = Look::Above(99);
+        assert_eq!(above.searches(20_100), ["UID 100:*"]);
+        assert_eq!(above.searches(50_000), ["UID 100:20099", "UID 20100:40099", "UID 40100:*"]);
+        assert_eq!(Look::Unread.searches(u32::MAX).len(), 1000, "even where UIDs are odd");
+        assert_eq!(ranges(u32::MAX, u32::MAX), ["4294967295:*"]);
+        assert_eq!(ranges(7, 3), ["7:*"]);
     }
 
     #[test]
@@ -273,7 +310,7 @@ mod tests {
     #[test]
     fn the_last_possible_uid_does_no_harm() {
         let look = Look::Above(u32::MAX);
-        assert_eq!(look.search(), "UID 4294967295:*");
+        assert_eq!(look.searches(u32::MAX), ["UID 4294967295:*"]);
         let found = look.enter(folder(1, u32::MAX), vec![u32::MAX]);
         assert_eq!((found.mark, found.uids), (mark(1, u32::MAX), vec![]));
     }
@@ -297,6 +334,12 @@ mod tests {
         fn every_message_is_in_one_group(sizes in any::<Vec<u64>>()) {
             prop_assert_eq!(groups(&sizes).iter().sum::<usize>(), sizes.len());
         }
+    }
+
+    #[test]
+    fn no_sender_waits_for_longer_than_the_guard() {
+        let in_a_day = clock::after(at(0), DAY);
+        assert_eq!(next_of_sender(&[in_a_day], 1, at(0)), Some(clock::after(at(0), GUARD)));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use super::desk::{Desk, LARGEST, OUT_OF_REACH, Ready};
 use super::inbox::Stumbles;
 use super::line::{Line, Stop};
 use super::plan;
+use super::room::Room;
 use crate::clock;
 use crate::failure::{Class, Failure};
 use crate::imap::{self, Told};
@@ -26,6 +27,7 @@ pub(super) struct Round<'a> {
     pub(super) desk: &'a Desk,
     pub(super) line: &'a mut Line,
     pub(super) uidvalidity: u32,
+    pub(super) room: &'a Room,
     pub(super) stumbles: &'a mut Stumbles,
 }
 
@@ -163,7 +165,7 @@ impl Round<'_> {
         let total = rows.iter().fold(0_u64, |sum, (_, size)| sum.saturating_add(*size));
         let room = tokio::select! {
             () = soft.cancelled() => return Err(Stop::Stopping),
-            room = self.desk.gateway.room(total) => room,
+            room = self.room.take(total) => room,
         };
         let rows: Vec<Received> = rows.into_iter().map(|(row, _)| row).collect();
         let uids: Vec<u32> = rows.iter().map(|row| row.uid).collect();
@@ -221,6 +223,13 @@ impl Round<'_> {
         };
         match error {
             imap::Error::Refused(failure) if failure.class == Class::Message => {
+                // RFC 9051 section 7.1, EXPUNGEISSUED: servers refuse to give what was expunged just now, too.
+                if self.line.session.present(&[row.uid]).await?.is_empty() {
+                    return self
+                        .desk
+                        .settle(self.uidvalidity, vec![row.uid], PushState::Gone, Duration::ZERO)
+                        .await;
+                }
                 self.desk.set_aside(self.uidvalidity, row, &failure, OUT_OF_REACH).await
             }
             imap::Error::Lost(failure) if failure.class == Class::Transient => {

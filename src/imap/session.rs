@@ -122,7 +122,9 @@ impl Greeted {
         let signed_in = client.authenticate("XOAUTH2", Xoauth2 { answer });
         match within(COMMAND, "AUTHENTICATE", Box::pin(signed_in)).await? {
             Ok(imap) => Ok(Session { imap, mailbox, heard: Heard::default() }),
-            Err((error, _)) => Err(login_failure(&error, &mailbox)),
+            Err((error, client)) => {
+                Err(login_failure(&error, client.get_ref().get_ref().farewell(), &mailbox))
+            }
         }
     }
 }
@@ -319,13 +321,17 @@ pub(super) async fn within<T>(
     }
 }
 
-/// A refused login, by its text alone: the library shows the reply's `Debug` form.
-fn login_failure(error: &async_imap::error::Error, mailbox: &Address) -> Failure {
+/// A refused login, by its text alone: the library shows the reply's `Debug` form. What came instead of a reply may have
+/// its reason in the server's `farewell`.
+fn login_failure(error: &async_imap::error::Error, farewell: Option<&str>, mailbox: &Address) -> Failure {
     use async_imap::error::Error as Imap;
-    let (status, shown) = match error {
-        Imap::No(shown) => (Status::No, shown),
-        Imap::Bad(shown) => (Status::Bad, shown),
-        other => return failed(other),
+    let (status, shown) = match (error, farewell) {
+        (Imap::No(shown), _) => (Status::No, shown),
+        (Imap::Bad(shown), _) => (Status::Bad, shown),
+        (_, Some(text)) => {
+            return imap_replies::judge(Step::Authenticate, Status::Bye, text, mailbox.as_str());
+        }
+        (other, None) => return failed(other),
     };
     let text = shown.split_once("info: Some(\"").map_or("", |(_, text)| text);
     let text = text.strip_suffix("\")").unwrap_or(text);

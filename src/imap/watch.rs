@@ -134,7 +134,6 @@ impl Session {
                 Err(_) if Instant::now() >= end => break Idled::Elapsed,
                 Err(failure) => return Err(Error::Lost(failure)),
                 Ok(heard) => match heard? {
-                    Said::Ended(Idled::Refused) => return Ok(Idled::News),
                     Said::Ended(ended) => return Ok(ended),
                     Said::Accepted | Said::Nothing => {}
                 },

@@ -10,9 +10,13 @@ use tokio_rustls::client::TlsStream;
 /// The longest line that is read, in bytes. The library parses a line anew with each 4 KiB of it, so what is endless has to
 /// end soon.
 const LONGEST_LINE: usize = 64 << 10;
-/// How the one response begins that may be longer, and how long it may be: room for the UIDs of 200,000 messages.
+/// How the one response begins that may be longer, and how long it may be: room for more UIDs than are ever asked for at a
+/// time ([`crate::fetch::plan::PORTION`]).
 const SEARCH: &[u8] = b"* SEARCH";
-const LONGEST_SEARCH: usize = 2 << 20;
+const LONGEST_SEARCH: usize = 256 << 10;
+/// How the server's last words begin (RFC 9051 section 7.1.5), and how much of them is kept, in bytes.
+const BYE: &[u8] = b"* BYE ";
+const LONGEST_BYE: usize = 300;
 /// The longest literal that is read, in bytes: the largest message that is fetched, and some more, since Exchange only
 /// estimates sizes. The library makes room for a literal as soon as it is announced.
 const LONGEST_LITERAL: u64 = 136 << 20;
@@ -33,6 +37,11 @@ impl Wire {
     pub(super) fn new(stream: TlsStream<TcpStream>) -> Self {
         Self { stream, filter: Filter::default() }
     }
+
+    /// Why the server closed the connection, if it said so. (While it signs in, the library drops that.)
+    pub(super) fn farewell(&self) -> Option<&str> {
+        Some(self.filter.farewell.as_str()).filter(|text| !text.is_empty())
+    }
 }
 
 /// Where in the responses the reading is.
@@ -44,6 +53,10 @@ struct Filter {
     length: usize,
     /// As many of them as are those of [`SEARCH`].
     search: usize,
+    /// As many of them as are those of [`BYE`].
+    bye: usize,
+    /// What came behind [`BYE`].
+    farewell: String,
     tail: Tail,
 }
 
@@ -97,7 +110,7 @@ impl Filter {
             if literal > LONGEST_LITERAL {
                 return Err(Error::new(ErrorKind::InvalidData, "a literal that is too long"));
             }
-            *self = Self { literal, ..Self::default() };
+            *self = Self { literal, farewell: std::mem::take(&mut self.farewell), ..Self::default() };
             return Ok(literal > 0);
         }
         if !byte.is_ascii() {
@@ -106,6 +119,11 @@ impl Filter {
         self.tail = self.tail.then(*byte);
         if self.search == self.length && SEARCH.get(self.length) == Some(byte) {
             self.search += 1;
+        }
+        if self.bye == self.length && BYE.get(self.length) == Some(byte) {
+            self.bye += 1;
+        } else if self.bye == BYE.len() && *byte != b'\r' && self.farewell.len() < LONGEST_BYE {
+            self.farewell.push(char::from(*byte));
         }
         self.length += 1;
         let longest = if self.search == SEARCH.len() { LONGEST_SEARCH } else { LONGEST_LINE };
@@ -183,6 +201,27 @@ mod tests {
         assert!(filtered(b"{142606336}\r\n", 4096).is_some());
         assert!(filtered(b"{142606337}\r\n", 4096).is_none());
         assert!(filtered(b"{99999999999999999999999999}\r\n", 4096).is_none());
+    }
+
+    #[test]
+    fn last_words_are_kept_in_bounds() {
+        let rows = [
+            ("* OK BYE\r\n* BYE Server Unavailable. 15\r\n", Some("Server Unavailable. 15")),
+            ("* 1 FETCH (BODY[] {8}\r\n* BYE x\r\n)\r\n", None),
+            ("* BYE ", None),
+            ("a BYE x\r\n", None),
+        ];
+        for (bytes, expected) in rows {
+            for piece in [1, 5, 100] {
+                let mut filter = Filter::default();
+                bytes.as_bytes().to_vec().chunks_mut(piece).for_each(|piece| filter.pass(piece).unwrap());
+                let kept = Some(filter.farewell.as_str()).filter(|text| !text.is_empty());
+                assert_eq!(kept, expected, "{bytes:?}");
+            }
+        }
+        let mut filter = Filter::default();
+        filter.pass(&mut format!("* BYE {}\r\n", "x".repeat(1000)).into_bytes()).unwrap();
+        assert_eq!(filter.farewell.len(), LONGEST_BYE);
     }
 
     proptest! {

@@ -124,6 +124,27 @@ impl<'a> HeaderView<'a> {
                 .any(|(name, address)| is_daemon(name) || is_daemon(address.local()))
     }
 
+    /// Whether the message most likely reports a failed delivery: a multipart/report of the type delivery-status (RFC 3464),
+    /// not of another type, such as a receipt (RFC 8098); or else mail from nobody, or from MAILER-DAEMON, that is no
+    /// answer of a machine to a mail that arrived (RFC 3834 section 5).
+    pub fn is_bounce(&self) -> bool {
+        let report_type = self.fields("Content-Type").find_map(|field| {
+            let text = field.text().to_lowercase();
+            let mut parts = text.split(';').map(str::trim);
+            (parts.next() == Some("multipart/report")).then(|| {
+                let of = |part: &str| {
+                    Some(part.strip_prefix("report-type")?.trim_start().strip_prefix('=')?.to_owned())
+                };
+                parts.find_map(of).unwrap_or_default()
+            })
+        });
+        if let Some(report_type) = report_type {
+            return report_type.trim().trim_matches('"') == "delivery-status";
+        }
+        let answers = |field: Field<'_>| field.text().trim_start().to_lowercase().starts_with("auto-replied");
+        self.is_delivery_report() && !self.fields("Auto-Submitted").any(answers)
+    }
+
     /// The addresses that To, Cc and Bcc name (RFC 5322 section 3.6.3): they tell copies of a message apart that went
     /// out one by one under one Message-ID. Who is to get a message, the envelope alone says.
     pub fn recipients(&self) -> BTreeSet<Address> {

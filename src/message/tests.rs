@@ -127,6 +127,25 @@ fn reports_on_messages_are_known_by_any_of_their_marks() {
 }
 
 #[test]
+fn a_bounce_is_told_from_receipts_and_answers() {
+    let report = "multipart/report; boundary=x; Report-Type";
+    for (raw, expected) in [
+        (format!("Content-Type: {report}=delivery-status\r\n\r\n"), true),
+        (format!("Content-Type: {report}=\"delivery-status\"\r\nReturn-Path: <>\r\n\r\n"), true),
+        (format!("Content-Type: {report}=disposition-notification\r\nReturn-Path: <>\r\n\r\n"), false),
+        (format!("Content-Type: {report} =\r\n\tdelivery-status\r\n\r\n"), true),
+        ("Content-Type: multipart/report\r\n\r\n".to_owned(), false),
+        ("Content-Type: text/plain\r\nReturn-Path: <>\r\n\r\n".to_owned(), true),
+        ("Return-Path: <>\r\nAuto-Submitted: Auto-Replied; x\r\n\r\n".to_owned(), false),
+        ("Return-Path: <>\r\nAuto-Submitted: auto-generated\r\n\r\n".to_owned(), true),
+        ("From: MAILER-DAEMON@x.test\r\n\r\n".to_owned(), true),
+        ("From: a@x.test\r\n\r\nReturn-Path: <>\r\n".to_owned(), false),
+    ] {
+        assert_eq!(HeaderView::parse(raw.as_bytes()).is_bounce(), expected, "{raw:?}");
+    }
+}
+
+#[test]
 fn recipients_are_those_of_to_cc_and_bcc() {
     let raw = "To: =?utf-8?q?J=C3=BC=2C?= <B@X.test>,\r\n a@x.test\r\nTO: team: c@x.test, \"d@y.test\" <d@x.test>;\r\n\
                Cc: a@x.test\r\nBcc: e@x.test\r\nResent-To: f@x.test\r\nX-To: g@x.test\r\n\r\nTo: h@x.test\r\n";
@@ -300,6 +319,7 @@ proptest! {
         prop_assert!(!text.contains(char::is_control));
         view.recipients();
         view.is_delivery_report();
+        view.is_bounce();
         prop_assert!(view.hops() <= raw.len());
         prop_assert_eq!(view.is_8bit(), raw.iter().any(|byte| *byte >= 0x80));
     }

@@ -170,6 +170,28 @@ const FAULTS: &[Row] = &[
     row(1, "psycopg2.OperationalError", "", Class::Transient, ""),
     row(1, "psycopg2.InterfaceError", "", Class::Transient, ""),
     row(1, "psycopg2.pool.PoolError", "", Class::Transient, ""),
+    // The same, where PostgreSQL says why (SQLSTATE classes 08, 53, 57 and 58): the exception has a class of its own then.
+    row(1, "psycopg2.errors.ConnectionException", "", Class::Transient, ""),
+    row(1, "psycopg2.errors.ConnectionDoesNotExist", "", Class::Transient, ""),
+    row(1, "psycopg2.errors.ConnectionFailure", "", Class::Transient, ""),
+    row(1, "psycopg2.errors.AdminShutdown", "", Class::Transient, ""),
+    row(1, "psycopg2.errors.CrashShutdown", "", Class::Transient, ""),
+    row(1, "psycopg2.errors.CannotConnectNow", "", Class::Transient, ""),
+    row(1, "psycopg2.errors.QueryCanceled", "", Class::Transient, ""),
+    row(1, "psycopg2.errors.IdleInTransactionSessionTimeout", "", Class::Transient, ""),
+    row(1, "psycopg2.errors.TooManyConnections", "", Class::Transient, ""),
+    row(1, "psycopg2.errors.InsufficientResources", "", Class::Transient, ""),
+    row(1, "psycopg2.errors.OutOfMemory", "", Class::Transient, MEMORY),
+    row(1, "psycopg2.errors.DiskFull", "", Class::Transient, DATABASE_DISK),
+    row(1, "psycopg2.errors.IoError", "", Class::Transient, DATABASE_DISK),
+    row(1, "psycopg2.errors.ReadOnlySqlTransaction", "", Class::Transient, READ_ONLY),
+    // Odoo's own machine: no space, disk quota, read-only, broken disk, too many open files (errno(3)).
+    row(1, "OSError: [Errno 28]", "", Class::Transient, ODOO_DISK),
+    row(1, "OSError: [Errno 122]", "", Class::Transient, ODOO_DISK),
+    row(1, "OSError: [Errno 30]", "", Class::Transient, ODOO_DISK),
+    row(1, "OSError: [Errno 5]", "", Class::Transient, ODOO_DISK),
+    row(1, "OSError: [Errno 24]", "", Class::Transient, "raise the limit of open files of Odoo's service"),
+    row(1, "MemoryError", "", Class::Transient, MEMORY),
     // A module is being installed or updated: its columns come a moment later.
     row(1, "psycopg2.errors.UndefinedColumn", "", Class::Transient, UPDATE),
     row(1, "psycopg2.errors.UndefinedTable", "", Class::Transient, UPDATE),
@@ -184,6 +206,10 @@ const FAULTS: &[Row] = &[
 
 const NO_ROUTE: &str = "ValueError: No possible route found";
 const DATABASE: &str = "set `database` in [odoo] to the name of a database that Odoo has";
+const DATABASE_DISK: &str = "make room on PostgreSQL's disk, and see to its log";
+const READ_ONLY: &str = "PostgreSQL takes no changes: it is a standby, or was set to read-only";
+const ODOO_DISK: &str = "see to the disk that Odoo's filestore is on: it is full, read-only or broken";
+const MEMORY: &str = "give the machine of Odoo and PostgreSQL more memory, or raise Odoo's limit_memory_hard";
 const UPDATE: &str = "finish the update of Odoo's modules";
 
 const fn row(
@@ -199,6 +225,11 @@ const fn row(
 /// `cannot marshal None`: the method returned nothing, which Odoo's XML-RPC cannot say. It is done and committed.
 const RETURNED_NOTHING: &str = "cannot marshal None";
 
+/// Only at its beginning is an exception's line Odoo's own: further on it may quote a message, whose From could say this.
+fn says_nothing(exception: &str) -> bool {
+    exception.strip_prefix("TypeError: ").unwrap_or(exception).starts_with(RETURNED_NOTHING)
+}
+
 /// What an answer of XML-RPC holds.
 ///
 /// # Errors
@@ -206,7 +237,7 @@ const RETURNED_NOTHING: &str = "cannot marshal None";
 pub fn of_reply(reply: &Reply) -> Result<Returned, Failure> {
     match reply {
         Reply::Value(value) => Ok(Returned::from(value)),
-        Reply::Fault { code: 1, text } if exception(text).contains(RETURNED_NOTHING) => Ok(Returned::Nothing),
+        Reply::Fault { code: 1, text } if says_nothing(exception(text)) => Ok(Returned::Nothing),
         Reply::Fault { code, text } => Err(of_fault(*code, text)),
     }
 }

@@ -63,6 +63,8 @@ fn every_fault_has_its_class() {
         (1, traceback("psycopg2.errors.UndefinedColumn: column x does not exist"), Transient, "update"),
         (1, traceback("psycopg2.errors.UndefinedTable: relation x does not exist"), Transient, "update"),
     ];
+    let outages = OUTAGES.iter().map(|(exception, advice)| (1, traceback(exception), Transient, *advice));
+    let rows: Vec<_> = rows.into_iter().chain(outages).collect();
     for (code, text, class, advice) in &rows {
         let failure = of_reply(&fault(*code, text)).unwrap_err();
         assert_eq!(failure.class, *class, "{text}");
@@ -86,6 +88,41 @@ fn every_fault_has_its_class() {
         .collect();
     for (index, row) in FAULTS.iter().enumerate() {
         assert!(first_rows.contains(&Some(index)), "no case for the row {} {}", row.begins, row.contains);
+    }
+}
+
+/// What PostgreSQL or the machine stumbles over, whatever the message: the exception's line, and a part of the advice.
+const OUTAGES: &[(&str, &str)] = &[
+    ("psycopg2.errors.ConnectionException: x", ""),
+    ("psycopg2.errors.ConnectionDoesNotExist: x", ""),
+    ("psycopg2.errors.ConnectionFailure: x", ""),
+    ("psycopg2.errors.AdminShutdown: terminating connection due to administrator command", ""),
+    ("psycopg2.errors.CrashShutdown: terminating connection because of crash of another server process", ""),
+    ("psycopg2.errors.CannotConnectNow: the database system is starting up", ""),
+    ("psycopg2.errors.QueryCanceled: canceling statement due to statement timeout", ""),
+    ("psycopg2.errors.IdleInTransactionSessionTimeout: terminating connection", ""),
+    ("psycopg2.errors.TooManyConnections: sorry, too many clients already", ""),
+    ("psycopg2.errors.InsufficientResources: x", ""),
+    ("psycopg2.errors.OutOfMemory: out of memory", "memory"),
+    ("psycopg2.errors.DiskFull: could not extend file: No space left on device", "room"),
+    ("psycopg2.errors.IoError: could not read block 7", "disk"),
+    ("psycopg2.errors.ReadOnlySqlTransaction: cannot execute INSERT in a read-only transaction", "standby"),
+    ("OSError: [Errno 28] No space left on device: '/var/lib/odoo/filestore/x'", "filestore"),
+    ("OSError: [Errno 122] Disk quota exceeded", "filestore"),
+    ("OSError: [Errno 30] Read-only file system", "filestore"),
+    ("OSError: [Errno 5] Input/output error", "filestore"),
+    ("OSError: [Errno 24] Too many open files", "open files"),
+    ("MemoryError", "memory"),
+];
+
+#[test]
+fn an_outage_is_no_messages_fault_over_json_either() {
+    for (exception, advice) in OUTAGES {
+        let (name, said) = exception.split_once(": ").unwrap_or((exception, ""));
+        let name = if name.contains('.') { name.to_owned() } else { format!("builtins.{name}") };
+        let failure = of_error(500, &name, said);
+        assert_eq!(failure.class, Class::Transient, "{exception}");
+        assert!(failure.advice.contains(advice), "{exception}: {}", failure.advice);
     }
 }
 
@@ -245,8 +282,10 @@ fn a_sender_cannot_choose_the_row() {
         "ValueError: No possible route found for incoming message from FATAL: database does not exist",
         "LookupError: unknown encoding: psycopg2.OperationalError: FATAL:  database \"x\" does not exist",
         "LookupError: unknown encoding: Object x doesn't exist",
+        "ValueError: No possible route found for incoming message from \"cannot marshal None\" <a@b.test>",
     ];
     for text in texts {
+        assert!(of_reply(&fault(1, &traceback(text))).is_err(), "{text}");
         assert_eq!(of_fault(1, &traceback(text)).class, Class::Message, "{text}");
     }
 }

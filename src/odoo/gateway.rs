@@ -15,13 +15,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
-use tokio::sync::{MutexGuard, OwnedSemaphorePermit, Semaphore, SemaphorePermit};
-
-/// Message bytes at a time, over all mailboxes, in units of [`ROOM_UNIT`]: what is fetched waits here for Odoo.
-const ROOM: u32 = 1024;
-
-/// One unit of [`ROOM`], in bytes: 128 MiB in all.
-const ROOM_UNIT: u64 = 128 * 1024;
+use tokio::sync::{MutexGuard, Semaphore, SemaphorePermit};
 
 /// Locks for Message-Ids. Two that fall on the same lock only wait for each other.
 const LOCKS: usize = 1024;
@@ -33,18 +27,11 @@ pub struct Gateway(Arc<Inner>);
 struct Inner {
     client: Client,
     pushes: Semaphore,
-    room: Arc<Semaphore>,
     /// One push at a time per Message-Id: the same mail comes to several mailboxes, and Odoo has no lock.
     locks: Vec<tokio::sync::Mutex<()>>,
     /// When Odoo last took a message, in milliseconds since 1970.
     took_at: AtomicI64,
     trouble: Trouble,
-}
-
-/// Room for a message on its way; given back when dropped.
-#[derive(Debug)]
-pub struct Room {
-    _units: Option<OwnedSemaphorePermit>,
 }
 
 /// The right to push one message now; given back when dropped.
@@ -62,7 +49,6 @@ impl Gateway {
         Self(Arc::new(Inner {
             client: Client::new(config, http),
             pushes: Semaphore::new(parallel),
-            room: Arc::new(Semaphore::new(ROOM as usize)),
             locks: std::iter::repeat_with(tokio::sync::Mutex::default).take(LOCKS).collect(),
             took_at: AtomicI64::new(i64::MIN),
             trouble,
@@ -172,13 +158,6 @@ impl Gateway {
     pub async fn try_read(&self, model: &str) -> Result<(), Failure> {
         // No record has this id: Odoo only looks at the rights.
         self.0.client.has(model, &[("id", "=", 0.into())]).await.map(drop)
-    }
-
-    /// Waits for room for a message of this many bytes.
-    pub async fn room(&self, size: u64) -> Room {
-        let units = u32::try_from(size.div_ceil(ROOM_UNIT)).map_or(ROOM, |units| units.min(ROOM));
-        let units = patiently(Arc::clone(&self.0.room).acquire_many_owned(units)).await;
-        Room { _units: units.ok() }
     }
 
     /// How long after a push began Odoo may still be working on it, although nobody waits for it any more.

@@ -9,7 +9,7 @@ mod version;
 pub mod xmlrpc;
 
 pub use answers::Taken;
-pub use gateway::{Gateway, Room, Turn};
+pub use gateway::{Gateway, Turn};
 pub use intake::{Intake, Scalar};
 pub use version::{Suits, Version};
 

@@ -19,6 +19,7 @@ pub(super) const MIGRATIONS: &[(i64, &str, &str)] = &[
     (5, "sealed own keys", include_str!("migrations/0005_sealed_own_keys.sql")),
     (6, "inbox", include_str!("migrations/0006_inbox.sql")),
     (7, "backup", super::backup::TABLE),
+    (8, "inbox counts", include_str!("migrations/0008_inbox_counts.sql")),
     (9, "refusals", include_str!("migrations/0009_refusals.sql")),
 ];
 

@@ -30,6 +30,8 @@ pub(super) async fn apply(now: Timestamp, connection: &mut SqliteConnection) -> 
             at,
         ),
         ("UPDATE received SET next_try_at = $1, changed_at = $1 WHERE changed_at > $1", at),
+        ("UPDATE received SET pushed_at = $1 WHERE pushed_at > $1", at),
+        ("UPDATE inbox SET looked_at = $1 WHERE looked_at > $1", at),
         ("UPDATE report SET next_try_at = $1, created_at = $1 WHERE created_at > $1", at),
         ("DELETE FROM pace WHERE minute > $1", minute),
     ] {

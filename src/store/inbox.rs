@@ -3,6 +3,7 @@
 //! A message is entered, in the same transaction that moves the mark past it, before it is pushed; so neither a crash
 //! nor a refusal can make the relay forget it, and a message that is done is never pushed again.
 
+use super::prune::Prune;
 use super::queue::address;
 use super::received::Change;
 use super::writer::Write;
@@ -103,6 +104,23 @@ pub struct InboxLine {
     pub pushed: u64,
     /// When the oldest message that is still to push was found; `None`: there is none.
     pub oldest: Option<Timestamp>,
+    /// Messages that Odoo took and that report a failed delivery.
+    pub bounces: u64,
+}
+
+/// What a push has brought to light about a message; what is unknown stays as it was.
+#[derive(Clone, Debug, Default)]
+pub struct Note {
+    /// Its Message-Id.
+    pub message_id: Option<String>,
+    /// What Odoo answered.
+    pub answer: Option<String>,
+    /// Who sent it, where it may begin a record in Odoo; an empty one: it may not any more.
+    pub sender: Option<String>,
+    /// Whether this counts as a refusal.
+    pub refused: bool,
+    /// Whether it reports a failed delivery, and Odoo took it just now: such are counted.
+    pub bounce: bool,
 }
 
 #[derive(Debug)]
@@ -110,16 +128,14 @@ pub(super) enum InboxWrite {
     Found { mailbox: Address, folder: String, mark: Mark, uids: Vec<u32>, at: Timestamp },
     Push { mailbox: Address, folder: String, uidvalidity: u32, uid: u32, update: Update },
     Some { mailbox: Address, folder: String, uidvalidity: u32, uids: Vec<u32>, change: Change },
+    Prune(Prune),
 }
 
 /// How a ledger row changes.
 #[derive(Debug)]
 pub(super) struct Update {
     state: PushState,
-    message_id: Option<String>,
-    answer: Option<String>,
-    sender: Option<String>,
-    refused: bool,
+    note: Note,
     next_try_at: Timestamp,
     at: Timestamp,
 }
@@ -130,6 +146,7 @@ impl InboxWrite {
             Self::Found { .. } => "enter received messages",
             Self::Push { .. } => "write down a push",
             Self::Some { .. } => "write down what became of received messages",
+            Self::Prune(_) => "remove old rows of received messages",
         }
     }
 }
@@ -228,12 +245,11 @@ impl Store {
         next_try_at: Timestamp,
         at: Timestamp,
     ) -> Result<(), Error> {
-        let note = (message_id, answer, None, false);
+        let note = Note { message_id, answer, ..Note::default() };
         self.note_push_of(mailbox, folder, uidvalidity, uid, state, note, next_try_at, at).await
     }
 
-    /// As [`Store::note_push`], with the message's Message-Id, Odoo's answer, its sender (an empty one: none any more), and
-    /// whether this counts as a refusal, together.
+    /// As [`Store::note_push`], with all that is to be noted.
     ///
     /// # Errors
     /// The disk's.
@@ -245,12 +261,12 @@ impl Store {
         uidvalidity: u32,
         uid: u32,
         state: PushState,
-        (message_id, answer, sender, refused): (Option<String>, Option<String>, Option<String>, bool),
+        note: Note,
         next_try_at: Timestamp,
         at: Timestamp,
     ) -> Result<(), Error> {
         let (mailbox, folder) = (mailbox.clone(), folder.to_owned());
-        let update = Update { state, message_id, answer, sender, refused, next_try_at, at };
+        let update = Update { state, note, next_try_at, at };
         self.write(Write::Inbox(InboxWrite::Push { mailbox, folder, uidvalidity, uid, update })).await
     }
 
@@ -275,21 +291,21 @@ impl Store {
     /// # Errors
     /// The disk's, and rows that make no sense.
     pub async fn inboxes(&self) -> Result<Vec<InboxLine>, Error> {
-        type Row = (String, String, i64, i64, i64, i64, Option<i64>);
+        type Row = (String, String, i64, i64, i64, i64, Option<i64>, i64);
         let rows: Vec<Row> = sqlx::query_as(
             "SELECT i.mailbox, i.folder, i.looked_at, \
              count(*) FILTER (WHERE r.state IN ('waiting', 'pushing')), \
              count(*) FILTER (WHERE r.state IN ('refused', 'moved', 'returning')), \
-             count(*) FILTER (WHERE r.state IN ('pushed', 'done')), \
-             min(r.found_at) FILTER (WHERE r.state IN ('waiting', 'pushing')) \
+             i.pruned + count(*) FILTER (WHERE r.state IN ('pushed', 'done')), \
+             min(r.found_at) FILTER (WHERE r.state IN ('waiting', 'pushing')), i.bounces \
              FROM inbox i LEFT JOIN received r ON r.mailbox = i.mailbox AND r.folder = i.folder \
-             GROUP BY i.mailbox, i.folder, i.looked_at ORDER BY i.mailbox, i.folder",
+             GROUP BY i.mailbox, i.folder, i.looked_at, i.pruned, i.bounces ORDER BY i.mailbox, i.folder",
         )
         .fetch_all(&self.readers)
         .await
         .map_err(|source| Error::Read { operation: "the inboxes", source })?;
         rows.into_iter()
-            .map(|(mailbox, folder, looked_at, waiting, refused, pushed, oldest)| {
+            .map(|(mailbox, folder, looked_at, waiting, refused, pushed, oldest, bounces)| {
                 Ok(InboxLine {
                     mailbox: address(&mailbox)?,
                     folder,
@@ -297,6 +313,7 @@ impl Store {
                     waiting: waiting.unsigned_abs(),
                     refused: refused.unsigned_abs(),
                     pushed: pushed.unsigned_abs(),
+                    bounces: bounces.unsigned_abs(),
                     oldest: oldest.map(timestamp),
                 })
             })
@@ -363,16 +380,24 @@ pub(super) async fn apply(write: &InboxWrite, connection: &mut SqliteConnection)
             .bind(i64::from(*uid))
             .bind(update.state.as_str())
             .bind(tried)
-            .bind(&update.message_id)
-            .bind(&update.answer)
+            .bind(&update.note.message_id)
+            .bind(&update.note.answer)
             .bind(millis(update.next_try_at))
             .bind(millis(update.at))
-            .bind(&update.sender)
-            .bind(i64::from(update.refused))
-            .execute(connection)
-            .await
-            .map(drop)
+            .bind(&update.note.sender)
+            .bind(i64::from(update.note.refused))
+            .execute(&mut *connection)
+            .await?;
+            if update.note.bounce {
+                sqlx::query("UPDATE inbox SET bounces = bounces + 1 WHERE mailbox = $1 AND folder = $2")
+                    .bind(mailbox.as_str())
+                    .bind(folder)
+                    .execute(connection)
+                    .await?;
+            }
+            Ok(())
         }
+        InboxWrite::Prune(prune) => prune.apply(connection).await,
         InboxWrite::Some { mailbox, folder, uidvalidity, uids, change } => {
             change.apply(mailbox, folder, *uidvalidity, uids, connection).await
         }

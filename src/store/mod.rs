@@ -14,6 +14,7 @@ mod invites;
 mod message;
 mod overview;
 mod pace;
+mod prune;
 mod quarantine;
 mod queue;
 mod received;
@@ -32,13 +33,14 @@ pub use by_hand::Selection;
 pub use check::{Health, Inside, KeyHealth};
 pub use error::Error;
 pub(crate) use file::create_private;
-pub use inbox::{InboxLine, Mark, PushState, Received};
+pub use inbox::{InboxLine, Mark, Note, PushState, Received};
 pub use message::{
     Attempt, Due, NewMessage, Next, Queued, QueuedState, Recipient, RecipientState, SentBy, Settlement,
     Totals,
 };
 pub use overview::{ConsentAge, FailedMessage, RefusedMessage};
 pub use pace::Pace;
+pub use prune::KEPT;
 pub use quarantine::{Quarantined, QuarantinedId};
 pub use received::Pushes;
 pub use report::{AfterPush, NewReport, Report, ReportTotals};

@@ -28,6 +28,10 @@ impl Change {
         connection: &mut SqliteConnection,
     ) -> Result<(), sqlx::Error> {
         let set = match self {
+            // Only what was refused often is moved: where a person wanted it tried again meanwhile, it is to come back.
+            Self::Settled { state: PushState::Moved, .. } => {
+                "state = CASE refusals WHEN 0 THEN 'returning' ELSE $5 END, next_try_at = $6, changed_at = $7"
+            }
             Self::Settled { .. } => "state = $5, next_try_at = $6, changed_at = $7",
             Self::Doubted { .. } => {
                 "state = CASE state WHEN 'waiting' THEN $5 ELSE state END, \

@@ -113,6 +113,42 @@ async fn nothing_waits_for_a_time_that_a_clock_showed_before_it_was_set_back() {
     assert_eq!(opened.store.pace(&john(), at(-day)).await.unwrap().len(), 1);
 }
 
+#[tokio::test]
+async fn no_sender_waits_for_a_time_that_a_clock_showed_before_it_was_set_back() {
+    let opened = open().await;
+    let (store, john, day) = (&opened.store, john(), 86_400);
+    let mark = Mark { uidvalidity: 7, uid: 1 };
+    store.found(&john, "INBOX", mark, vec![1], at(day)).await.unwrap();
+    let note =
+        Note { message_id: Some("<1@x>".to_owned()), sender: Some("a@x.test".to_owned()), ..Note::default() };
+    store.note_push_of(&john, "INBOX", 7, 1, PushState::Pushing, note, at(day), at(day)).await.unwrap();
+    store.forget_future(at(5)).await.unwrap();
+    assert_eq!(store.pushed_of("a@x.test", at(0)).await.unwrap(), [at(5)]);
+    assert_eq!(store.inboxes().await.unwrap()[0].looked_at, at(5));
+}
+
+#[tokio::test]
+async fn what_is_wanted_back_while_it_is_moved_to_quarantine_comes_back() {
+    let opened = open().await;
+    let (store, john) = (&opened.store, john());
+    store.found(&john, "INBOX", Mark { uidvalidity: 7, uid: 2 }, vec![1, 2], at(0)).await.unwrap();
+    for uid in [1, 2] {
+        let note = Note {
+            message_id: Some(format!("<{uid}@x>")),
+            answer: Some("no".to_owned()),
+            refused: true,
+            ..Note::default()
+        };
+        store.note_push_of(&john, "INBOX", 7, uid, PushState::Refused, note, at(9), at(1)).await.unwrap();
+    }
+    let quarantined = store.quarantined(Some(&john)).await.unwrap();
+    let wanted = quarantined.iter().find(|message| message.uid == 2).unwrap();
+    assert!(store.retry_received(wanted, at(2)).await.unwrap());
+    store.settle_received(&john, "INBOX", 7, vec![1, 2], PushState::Moved, at(3), at(3)).await.unwrap();
+    let returning = store.returning(&john, "INBOX").await.unwrap();
+    assert_eq!(returning.iter().map(|message| message.uid).collect::<Vec<_>>(), [2]);
+}
+
 fn jane() -> Address {
     Address::normalise("jane@example.com").unwrap()
 }

@@ -300,11 +300,12 @@ impl Tokens {
     }
 
     /// Reads the consents from the store again: somebody connected a mailbox. A newer one is used at once, whatever
-    /// the mailbox waits for.
+    /// the mailbox waits for. Returns whether there is one.
     ///
     /// # Errors
     /// The store's.
-    pub async fn reload(&self) -> Result<(), store::Error> {
+    pub async fn reload(&self) -> Result<bool, store::Error> {
+        let mut any = false;
         for (mailbox, consented_at) in self.store.consents().await? {
             let Some(slot) = self.find(&mailbox) else {
                 continue;
@@ -322,10 +323,11 @@ impl Tokens {
                 newer
             });
             if newer {
+                any = true;
                 slot.wake.notify_one();
             }
         }
-        Ok(())
+        Ok(any)
     }
 
     /// How a mailbox's token does; `None`: no such mailbox.

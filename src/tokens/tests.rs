@@ -186,13 +186,13 @@ async fn a_dead_consent_is_said_at_once_and_a_new_one_used_at_once() {
     assert_eq!(bed.state().state, State::Failed);
     assert_eq!(bed.kept().await.refresh_token.expose_secret(), "refresh-0-secret", "nothing is deleted");
     // Neither callers, nor a look at an unchanged store, nor some time make another request.
-    bed.tokens.reload().await.unwrap();
+    assert!(!bed.tokens.reload().await.unwrap());
     pass(Duration::from_secs(26 * 60)).await;
     assert_eq!(bed.token().await.unwrap_err().code, "AADSTS700082");
     assert_eq!(bed.endpoint.requests().len(), 1);
 
     bed.store.keep_token(&john(), stored("refresh-new-secret", CONSENT + 1)).await.unwrap();
-    bed.tokens.reload().await.unwrap();
+    assert!(bed.tokens.reload().await.unwrap(), "whoever waits for a token is to be woken");
     assert_eq!(bed.token().await.unwrap().secret(), "access-2-secret");
     assert_eq!(bed.endpoint.requests()[1]["refresh_token"], "refresh-new-secret");
     assert_eq!(bed.mailbox.token.lasting(), None);

@@ -1,4 +1,10 @@
-//! How fast the relay accepts: N messages over C sessions, each with a 250 only once it is on disk. Delivery is held (no
+//! What the relay takes and gives: `accept` (the default), `inbound`, `large`, `idle`.
+//!
+//! `cargo run --release --example bench -- inbound [--messages 2000 --delay 40ms]`: received mail from a real Dovecot into
+//! Odoo's double, beside what Odoo's own fetchmail does; see inbound.rs. `-- large [--inboxes 10 --megabytes 100]` and
+//! `-- idle [--inboxes 1000 --minutes 10]`: memory; see idle.rs.
+//!
+//! `accept`: how fast the relay accepts: N messages over C sessions, each with a 250 only once it is on disk. Delivery is held (no
 //! token can be had), so that only accepting is measured.
 //!
 //! `cargo run --release --example bench [-- --messages 5000 --sessions 1,8,32,100 --sizes 2000,20000,200000]`
@@ -9,6 +15,13 @@
 //! synced, one after the other). Ratios count; figures vary with the machine.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that prints what it measures")]
+
+mod idle;
+mod inbound;
+mod process;
+mod proxy;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::error::Error;
 use std::fs::File;
@@ -27,7 +40,19 @@ fn main() -> ExitCode {
     if std::env::var_os(AS_RELAY).is_some() {
         return outlook_relay::cli::main();
     }
-    match bench() {
+    let mut arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mode = match arguments.first() {
+        Some(mode) if !mode.starts_with("--") => arguments.remove(0),
+        _ => "accept".to_owned(),
+    };
+    let done = match mode.as_str() {
+        "accept" => bench(arguments),
+        "inbound" => named(arguments, &["--messages", "--delay"]).and_then(|given| inbound::run(&given)),
+        "large" => named(arguments, &["--inboxes", "--megabytes"]).and_then(|given| idle::large(&given)),
+        "idle" => named(arguments, &["--inboxes", "--minutes"]).and_then(|given| idle::run(&given)),
+        _ => Err(format!("{mode} is unknown: accept, inbound, large, idle").into()),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bench: {error}");
@@ -36,16 +61,36 @@ fn main() -> ExitCode {
     }
 }
 
+/// `--name value` pairs.
+type Given = std::collections::HashMap<String, String>;
+
+fn named(arguments: Vec<String>, known: &[&str]) -> Result<Given> {
+    let mut given = Given::new();
+    let mut arguments = arguments.into_iter();
+    while let Some(name) = arguments.next() {
+        if !known.contains(&name.as_str()) {
+            return Err(format!("{name} is unknown: {}", known.join(", ")).into());
+        }
+        let value = arguments.next().ok_or_else(|| format!("{name} needs a value"))?;
+        given.insert(name, value);
+    }
+    Ok(given)
+}
+
+fn number(given: &Given, name: &str, otherwise: usize) -> Result<usize> {
+    Ok(given.get(name).map_or(Ok(otherwise), |value| value.parse())?)
+}
+
 struct Options {
     messages: usize,
     sessions: Vec<usize>,
     sizes: Vec<usize>,
 }
 
-fn options() -> Result<Options> {
+fn options(arguments: Vec<String>) -> Result<Options> {
     let mut options = Options { messages: 5_000, sessions: vec![1, 8, 32, 100], sizes: vec![20_000] };
     let list = |value: &str| value.split(',').map(str::parse).collect::<std::result::Result<Vec<usize>, _>>();
-    let mut arguments = std::env::args().skip(1);
+    let mut arguments = arguments.into_iter();
     while let Some(name) = arguments.next() {
         let value = arguments.next().ok_or_else(|| format!("{name} needs a value"))?;
         match name.as_str() {
@@ -65,8 +110,8 @@ fn options() -> Result<Options> {
     Ok(options)
 }
 
-fn bench() -> Result<()> {
-    let options = options()?;
+fn bench(arguments: Vec<String>) -> Result<()> {
+    let options = options(arguments)?;
     options.sizes.iter().try_for_each(|&size| bench_size(&options, size))
 }
 

@@ -327,21 +327,9 @@ async fn a_large_message_passes() {
     let gateway = gateway(&odoo, |_| ());
     let mut raw = mail("<big@x.test>");
     raw.resize(36 << 20, b'x');
-    let _room = gateway.room(raw.len() as u64).await;
     let taken = gateway.push(&raw, &plain(), "<big@x.test>").await;
     assert!(matches!(taken, Ok(Taken::Thread(_))), "{taken:?}");
     assert!(*odoo.posts()[0].raw == raw);
-}
-
-#[tokio::test]
-async fn room_is_given_back_and_never_too_small_for_one() {
-    let odoo = Odoo::start().await;
-    let gateway = gateway(&odoo, |_| ());
-    let all = gateway.room(u64::MAX).await;
-    let waiting = tokio::time::timeout(Duration::from_millis(50), gateway.room(1)).await;
-    assert!(waiting.is_err(), "there was room beside everything");
-    drop(all);
-    gateway.room(1).await;
 }
 
 #[tokio::test]

@@ -73,6 +73,26 @@ async fn an_outage_of_odoo_delays_and_refuses_nothing() {
 }
 
 #[tokio::test]
+async fn a_full_disk_of_the_database_refuses_nothing() {
+    let world = World::new().await;
+    let full = "Traceback (most recent call last):\n  File \"/odoo/sql_db.py\", line 1, in x\n\
+                psycopg2.errors.DiskFull: could not extend file \"base/1/2\": No space left on device\n";
+    world.odoo.script(Rule::new((), Answer::Fault(1, full.to_owned())).always());
+    let uids = ["1", "2", "3", "4", "5"].map(|id| world.deliver(JOHN, &format!("{id}@x.test")));
+    let watching = world.start(&[JOHN]).await;
+    until(SOON, "it is tried again", || world.odoo.posts().len() >= 3).await;
+    let trouble = watching.gateway.trouble().unwrap();
+    assert!(trouble.failure.advice.contains("PostgreSQL"), "{}", trouble.failure);
+    assert_eq!(watching.counts().await, (5, 0, 0));
+    world.odoo.clear();
+    for uid in uids {
+        world.until_seen(JOHN, uid).await;
+    }
+    assert_eq!(watching.counts().await, (0, 0, 5));
+    watching.stop().await;
+}
+
+#[tokio::test]
 async fn an_answer_that_got_lost_makes_no_second_record() {
     let world = World::new().await;
     world.odoo.script(Rule::new((), Answer::TakenThenCut).only("<cut@x.test>"));

@@ -11,5 +11,6 @@ mod imap_session;
 mod inbox;
 mod once;
 mod same_parts;
+mod strain;
 mod watch;
 mod world;

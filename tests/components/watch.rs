@@ -127,6 +127,40 @@ async fn an_idle_that_the_server_ends_is_begun_anew_without_a_word() {
 }
 
 #[tokio::test]
+async fn idles_that_are_cut_again_and_again_make_no_storm() {
+    for fault in [Fault::Cut, Fault::CutAfter, Fault::bye("Connection is closed. 13")] {
+        let world = World::new().await;
+        world.imap.script(Rule::new("IDLE", fault).always());
+        let watching = world.start_with(&[JOHN], IDLE_ONLY).await;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let connections = world.imap.connections();
+        assert!((2..=4).contains(&connections), "{connections} connections in 3 s");
+        assert_eq!(watching.mailboxes[0].imap.lasting(), None, "each of them serves for a look");
+        // Mail comes through at the next look, and what serves for a message is no storm.
+        let uid = world.deliver(JOHN, "1@x.test");
+        world.until_seen(JOHN, uid).await;
+        watching.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn idles_that_the_server_ends_at_once_are_not_begun_for_ever() {
+    for text in ["OK IDLE completed.", "NO Server Unavailable. 15", "BAD Command Error. 12"] {
+        let world = World::new().await;
+        world.imap.script(Rule::new("IDLE", Fault::ended(text)).always());
+        let watching = world.start_with(&[JOHN], "poll = \"200ms\"\n").await;
+        world.another_look().await;
+        world.another_look().await;
+        let idles = world.count("IDLE");
+        assert!((1..=2).contains(&idles), "{text}: {idles} times");
+        let uid = world.deliver(JOHN, "1@x.test");
+        world.until_seen(JOHN, uid).await;
+        assert_eq!((world.imap.connections(), world.count("IDLE")), (1, idles), "{text}: it is polled");
+        watching.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn a_connection_that_died_without_a_sign_is_noticed() {
     let world = World::new().await;
     world.imap.fail_next("IDLE", Fault::SilenceAfter);

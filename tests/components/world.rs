@@ -7,7 +7,7 @@ use crate::support::odoo::{DATABASE, LOGIN, Odoo, PASSWORD};
 use crate::support::tls::Tls;
 use crate::support::wait::{SOON, until};
 use outlook_relay::config::Config;
-use outlook_relay::fetch::Inbox;
+use outlook_relay::fetch::{Inbox, Room};
 use outlook_relay::mailbox::Mailbox;
 use outlook_relay::odoo::Gateway;
 use outlook_relay::store::{Store, StoredToken};
@@ -87,9 +87,10 @@ impl World {
         let soft = CancellationToken::new();
         let keeping: Vec<_> =
             keepers.into_iter().map(|keeper| tokio::spawn(keeper.run(soft.clone()))).collect();
+        let room = Room::default();
         let inboxes = mailboxes.iter().map(|mailbox| {
-            let inbox =
-                Inbox::new(mailbox.clone(), store.clone(), tokens.clone(), gateway.clone(), tls.clone());
+            let (store, tokens, gateway) = (store.clone(), tokens.clone(), gateway.clone());
+            let inbox = Inbox::new(mailbox.clone(), store, tokens, gateway, tls.clone(), room.clone());
             tokio::spawn(inbox.run(soft.clone()))
         });
         let inboxes = inboxes.collect();
@@ -144,7 +145,12 @@ impl Watching {
         }
         self.store.close().await;
         drop(self.gateway);
-        for task in self.tasks {
+        let mut tasks = self.tasks.into_iter();
+        // The writer, which has the file open until it ends.
+        if let Some(writer) = tasks.next() {
+            writer.await.unwrap();
+        }
+        for task in tasks {
             task.abort();
         }
     }

@@ -38,6 +38,8 @@ pub enum Fault {
     Silence,
     /// The command is answered, and from then on nothing comes any more: a dead connection that looks alive.
     SilenceAfter,
+    /// An IDLE is accepted, and ended at once by the server, with this tagged text.
+    Ended(String),
     /// Bytes that are no IMAP, and then the right answer.
     Garbage,
     /// A line that never ends.
@@ -51,6 +53,10 @@ impl Fault {
 
     pub fn bad(text: &str) -> Self {
         Self::Bad(text.to_owned())
+    }
+
+    pub fn ended(text: &str) -> Self {
+        Self::Ended(text.to_owned())
     }
 
     pub fn bye(text: &str) -> Self {
@@ -233,6 +239,26 @@ impl Imap {
         self.change(mailbox, folder, |folder| {
             for message in folder.messages.iter_mut().filter(|message| message.uid == uid) {
                 message.flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+            }
+        });
+    }
+
+    /// Another INTERNALDATE.
+    pub fn set_received(&self, mailbox: &str, folder: &str, uid: u32, received: jiff::Timestamp) {
+        self.change(mailbox, folder, |folder| {
+            for message in folder.messages.iter_mut().filter(|message| message.uid == uid) {
+                message.received = received;
+            }
+        });
+    }
+
+    /// So many messages at once, each of another Message-Id; every second UID is of none, as in a folder that people tidy.
+    pub fn fill(&self, mailbox: &str, folder: &str, count: usize, raw: impl Fn(usize) -> Vec<u8>) {
+        let received = jiff::Timestamp::now();
+        self.change(mailbox, folder, |folder| {
+            for number in 0..count {
+                folder.add(Arc::new(raw(number)), BTreeSet::new(), received);
+                folder.uidnext += 1;
             }
         });
     }

@@ -1,6 +1,6 @@
 //! The commands of the scripted IMAP server that need no more input than their line.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::Ordering;
 
 use super::imap::Folder;
@@ -133,8 +133,12 @@ impl Session {
             return;
         };
         let uids: Vec<u32> = folder.messages.iter().map(|message| message.uid).collect();
+        if selected.view == uids {
+            return;
+        }
+        let there: HashSet<u32> = uids.iter().copied().collect();
         for at in (0..selected.view.len()).rev() {
-            if !uids.contains(&selected.view[at]) {
+            if !there.contains(&selected.view[at]) {
                 selected.view.remove(at);
                 self.wire.say(&format!("* {} EXPUNGE", at + 1));
             }
@@ -186,7 +190,7 @@ impl Session {
         if read_only && !matches!(name, "UID FETCH" | "UID COPY") {
             return Err("NO Command not allowed in a read-only mailbox.".to_owned());
         }
-        let number = |uid: u32| view.iter().position(|known| *known == uid).map_or(0, |at| at + 1);
+        let number = |uid: u32| view.binary_search(&uid).map_or(0, |at| at + 1);
         match name {
             "UID FETCH" => {
                 let items = args.get(1).ok_or_else(bad)?;

@@ -7,7 +7,7 @@ use memchr::memmem;
 use super::imap::Message;
 
 /// A set of UIDs (RFC 3501 section 9, `sequence-set`).
-pub(super) struct Set(Vec<(u32, u32)>);
+pub(super) struct Set(Vec<(u32, u32)>, std::ops::RangeInclusive<u32>);
 
 impl Set {
     /// `*` is kept as 0, which is no UID.
@@ -20,16 +20,23 @@ impl Set {
                 let (from, to) = part.split_once(':').unwrap_or((part, part));
                 Some((number(from)?, number(to)?))
             })
-            .collect::<Option<_>>()
-            .map(Self)
+            .collect::<Option<Vec<_>>>()
+            .map(|ranges| {
+                // Where all the numbers lie, so that a large folder is passed over quickly.
+                let ends = || ranges.iter().flat_map(|&(from, to)| [from, to]);
+                let highest = if ends().any(|end| end == 0) { u32::MAX } else { ends().max().unwrap_or(0) };
+                let span = ends().min().unwrap_or(0)..=highest;
+                Self(ranges, span)
+            })
     }
 
     /// `max` is the highest UID there is. A range is meant either way round, so `9:*` holds the last message always.
     pub(super) fn contains(&self, uid: u32, max: u32) -> bool {
-        self.0.iter().any(|&(from, to)| {
-            let (from, to) = (if from == 0 { max } else { from }, if to == 0 { max } else { to });
-            (from.min(to)..=from.max(to)).contains(&uid)
-        })
+        self.1.contains(&uid)
+            && self.0.iter().any(|&(from, to)| {
+                let (from, to) = (if from == 0 { max } else { from }, if to == 0 { max } else { to });
+                (from.min(to)..=from.max(to)).contains(&uid)
+            })
     }
 }
 

@@ -227,7 +227,9 @@ impl Session {
                 self.wire.write(b"\0\xff\xfe)garbage (\x1b[2J {9\r\n");
                 return Ok((false, None));
             }
-            Fault::CutAfter | Fault::CutMidway | Fault::SilenceAfter => return Ok((false, Some(fault))),
+            Fault::CutAfter | Fault::CutMidway | Fault::SilenceAfter | Fault::Ended(_) => {
+                return Ok((false, Some(fault)));
+            }
         }
         Ok((true, None))
     }
@@ -246,6 +248,12 @@ impl Session {
                 queued.truncate(queued.len() / 2);
                 self.wire.flush().await?;
                 Err(End)
+            }
+            Some(Fault::Ended(text)) => {
+                if let Some((tag, _entered)) = self.idle.take() {
+                    self.wire.say(&format!("{tag} {text}"));
+                }
+                Ok(())
             }
             Some(_) => Err(End),
         }
