@@ -1,75 +1,40 @@
-//! The daemon: builds everything from the configuration, starts it, and stops it in order.
+//! The daemon: prepares the [`service`](crate::service), has it run, and stops it in order.
 //!
-//! Only this module starts tasks that live long. One that ends or panics before a shutdown was asked for ends the
-//! process, in order, with a failure; systemd starts it again.
+//! A task that ends or panics before it was asked to ends the process, in order, with a failure; systemd starts it again.
 
-use crate::admin::{self, Sources};
 use crate::config::Config;
-use crate::consent::Consents;
-use crate::counters::Counters;
-use crate::delivery::{OnUnknown, Worker};
-use crate::doctor::Doctor;
-use crate::fetch::{Inbox, Room};
 use crate::inherited::Inherited;
-use crate::mailbox::Mailbox;
-use crate::microsoft::expiry;
-use crate::odoo::Gateway;
-use crate::reports::{Feed, Reporter};
-use crate::store::{self, Restored, Store, Stray};
-use crate::submission::{Intake, Listener, Sockets};
-use crate::tokens::Tokens;
-use crate::{clock, tls, tokens};
+use crate::service::{Doors, Service, Trust};
+use crate::store::{self, Restored, Store};
+use crate::submission::Sockets;
+use crate::tasks::Tasks;
+use crate::{clock, logging};
 use anyhow::{Context, bail};
 use sd_notify::NotifyState;
-use std::collections::HashMap;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
-/// How long messages in hand may take to finish once a stop was asked for. Below the 90 seconds after which systemd
-/// kills (`TimeoutStopSec=`).
-const GRACE: Duration = Duration::from_secs(75);
-
-/// How often the store is asked whether another process (the command line) wrote to it.
-const LOOK_FOR_CHANGES: Duration = Duration::from_secs(1);
-
-/// How often the clock is looked at.
-const LOOK_AT_CLOCK: Duration = Duration::from_secs(5);
-
-/// The long-lived tasks, and the two ways to stop them.
-struct Tasks {
-    running: JoinSet<(&'static str, anyhow::Result<()>)>,
-    /// Finish what is in hand.
-    soft: CancellationToken,
-    /// Drop what is in hand.
-    hard: CancellationToken,
-}
-
-impl Tasks {
-    fn start(&mut self, name: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
-        self.running.spawn(async move { (name, task.await) });
-    }
-}
-
-/// Runs until SIGTERM or SIGINT.
+/// Runs until SIGTERM or SIGINT; SIGHUP has it read its configuration again.
 ///
 /// # Errors
-/// What keeps it from starting (a port in use, a store that cannot be opened), or what ended it.
-pub async fn run(config: &Config, inherited: Inherited, counters: Counters) -> anyhow::Result<()> {
+/// A configuration with mistakes ([`crate::config::Mistakes`]), what keeps it from starting (a port in use, a store that
+/// cannot be opened), or what ended it.
+pub async fn run(file: &Path, inherited: Inherited) -> anyhow::Result<()> {
+    // First of all: unwatched it would end the process.
+    let mut hangup = signal(SignalKind::hangup()).context("SIGHUP cannot be watched")?;
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM cannot be watched")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT cannot be watched")?;
+    let config = Config::load(file)?;
+    let counters = logging::start(&config.log);
 
     // Everything that can fail at the start does so here, before anything runs.
-    let submission = sockets(config, inherited).await?;
+    let submission = sockets(&config, inherited).await?;
     let doors = Doors { submission, admin: bind(config.admin.listen, "[admin] listen").await? };
-    let tls = tls::client(config.microsoft.ca_file.as_deref())?;
-    let http = tokens::endpoint::http_client(&tls).context("the HTTP client could not be set up")?;
+    let trust = Trust::new(&config)?;
     // The lock comes first: `store restore` may be putting another file in place.
     config.store.create()?;
     let Some(_lock) = lock(&config.store.path)? else {
@@ -80,26 +45,27 @@ pub async fn run(config: &Config, inherited: Inherited, counters: Counters) -> a
     let mut writing = JoinSet::new();
     writing.spawn(writer.run());
 
-    let mut tasks =
-        Tasks { running: JoinSet::new(), soft: CancellationToken::new(), hard: CancellationToken::new() };
-    let started = start(config, &mut tasks, &store, doors, tls, http, counters).await;
-    let stopped = match started {
-        Ok(()) => {
-            drop(sd_notify::notify(&[NotifyState::Ready]));
-            tokio::select! {
-                _ = terminate.recv() => Ok("SIGTERM"),
-                _ = interrupt.recv() => Ok("SIGINT"),
-                error = unexpected_end(&mut tasks.running, &mut writing) => Err(error),
-            }
+    let mut tasks = Tasks::default();
+    let ended = async {
+        take_up(&store).await?;
+        let mut service =
+            Service::start(file.to_owned(), config, &mut tasks, store.clone(), doors, trust, counters)
+                .await?;
+        drop(sd_notify::notify(&[NotifyState::Ready]));
+        tokio::select! {
+            _ = terminate.recv() => Ok("SIGTERM"),
+            _ = interrupt.recv() => Ok("SIGINT"),
+            error = service.work(&mut tasks, &mut hangup) => Err(error),
+            Some(ended) = writing.join_next() => Err(writer_ended(ended)),
         }
-        Err(error) => Err(error),
     };
+    let stopped = Box::pin(ended).await;
     drop(sd_notify::notify(&[NotifyState::Stopping]));
     match &stopped {
         Ok(signal) => tracing::info!(signal, "stopping"),
         Err(error) => tracing::error!(error = format!("{error:#}"), "stopping"),
     }
-    stop(tasks).await;
+    tasks.stop().await;
     store.close().await;
     while let Some(ended) = writing.join_next().await {
         ended.context("the store's writer failed")?;
@@ -107,232 +73,13 @@ pub async fn run(config: &Config, inherited: Inherited, counters: Counters) -> a
     stopped.map(|_| tracing::info!("stopped"))
 }
 
-/// Builds every part and starts its tasks.
-async fn start(
-    config: &Config,
-    tasks: &mut Tasks,
-    store: &Store,
-    doors: Doors,
-    tls: Arc<tokio_rustls::rustls::ClientConfig>,
-    http: reqwest::Client,
-    counters: Counters,
-) -> anyhow::Result<()> {
-    let Doors { submission, admin } = doors;
+/// Takes up what the last run, or a backup, left in the store.
+async fn take_up(store: &Store) -> anyhow::Result<()> {
     let now = clock::now();
     store.forget_future(now).await?;
     store.recover(now).await?;
     if let Some(restored) = store.take_up_backup(now).await? {
         say_restored(&restored);
-    }
-    take_in_strays(config, store).await?;
-
-    let mailboxes: Arc<[Arc<Mailbox>]> = config.mailboxes.iter().cloned().map(Mailbox::new).collect();
-    let gateway = config.odoo.gateway.clone().map(|gateway| Gateway::new(gateway, http.clone()));
-    let consents = Consents::new(&mailboxes, store.clone(), http.clone());
-    let (tokens, keepers) = Tokens::new(&mailboxes, store.clone(), http.clone()).await?;
-    let odoo = config.odoo.gateway.as_ref();
-    let doctor = Doctor::new(mailboxes.clone(), tokens.clone(), odoo, &http, tls.clone());
-    for keeper in keepers {
-        let soft = tasks.soft.clone();
-        tasks.start("tokens", async move {
-            keeper.run(soft).await;
-            Ok(())
-        });
-    }
-    let routes = Arc::new(config.routes());
-    let room = Room::default();
-    let mut sending = HashMap::new();
-    for mailbox in mailboxes.iter() {
-        let mut worker =
-            Worker::new(mailbox.clone(), store.clone(), tokens.clone(), tls.clone(), routes.clone());
-        if let Some(reporter) = Reporter::new(store.clone(), &config.odoo, mailbox.address()) {
-            worker.report_with(reporter);
-        }
-        sending.insert(mailbox.address().clone(), worker.status());
-        let (soft, hard) = (tasks.soft.clone(), tasks.hard.clone());
-        tasks.start("delivery", async move {
-            worker.run(soft, hard).await;
-            Ok(())
-        });
-        if let Some(gateway) = gateway.clone().filter(|_| mailbox.config.inbox) {
-            let (store, tokens, tls, room) = (store.clone(), tokens.clone(), tls.clone(), room.clone());
-            let inbox = Inbox::new(mailbox.clone(), store, tokens, gateway, tls, room);
-            let soft = tasks.soft.clone();
-            tasks.start("fetch", async move {
-                inbox.run(soft).await;
-                Ok(())
-            });
-        }
-    }
-    tasks.start("clock", watch_clock(store.clone(), tasks.soft.clone()));
-    let keep_failed =
-        mailboxes.iter().map(|m| (m.address().clone(), m.config.delivery.keep_failed)).collect();
-    let feed = Feed::new(store.clone(), gateway.clone(), keep_failed);
-    let soft = tasks.soft.clone();
-    tasks.start("reports", async move {
-        feed.run(soft).await;
-        Ok(())
-    });
-    tasks.start("changes", watch_changes(store.clone(), tokens.clone(), tasks.soft.clone()));
-
-    let apps = mailboxes.iter().map(|mailbox| mailbox.config.microsoft.clone()).collect();
-    let soft = tasks.soft.clone();
-    tasks.start("expiry", async move {
-        expiry::watch(apps, soft).await;
-        Ok(())
-    });
-
-    let admin_address = admin.local_addr()?;
-    let addresses: Vec<String> = submission
-        .plain
-        .iter()
-        .chain(&submission.tls)
-        .map(|listener| listener.local_addr().map(|at| at.to_string()))
-        .collect::<Result<_, _>>()?;
-    let sources = Sources {
-        counters,
-        started_at: now,
-        mailboxes: mailboxes.clone(),
-        tokens,
-        odoo: config.odoo.clone(),
-        gateway,
-        store: store.clone(),
-        sending: Arc::new(sending),
-        doctor,
-    };
-    let (page, soft) = (config.admin.clone(), tasks.soft.clone());
-    tasks.start("admin", async move {
-        admin::serve(admin, page, sources, consents, soft).await;
-        Ok(())
-    });
-    let intake = Intake::new(config.routes(), store.clone());
-    let listener = Listener::new(&config.submission, submission, intake)?;
-    let soft = tasks.soft.clone();
-    tasks.start("submission", async move {
-        listener.run(soft).await;
-        Ok(())
-    });
-    tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
-        submission = addresses.join(" "),
-        admin = %admin_address,
-        mailboxes = mailboxes.len(),
-        "ready"
-    );
-    Ok(())
-}
-
-/// Soft first; after the grace, hard.
-async fn stop(mut tasks: Tasks) {
-    tasks.soft.cancel();
-    let drained = async {
-        while let Some(ended) = tasks.running.join_next().await {
-            if let Ok((name, Err(error))) = &ended {
-                tracing::warn!(task = name, error = format!("{error:#}"), "task failed");
-            }
-        }
-    };
-    if tokio::time::timeout(GRACE, drained).await.is_err() {
-        let advice =
-            "what is in hand takes too long: it is dropped, and looked for in Sent Items at the next start";
-        tracing::warn!(tasks = tasks.running.len(), advice, "stopping late");
-        tasks.hard.cancel();
-        let drained = async { while tasks.running.join_next().await.is_some() {} };
-        if tokio::time::timeout(Duration::from_secs(5), drained).await.is_err() {
-            tasks.running.abort_all();
-        }
-    }
-}
-
-/// Waits until a task ends that should not have. The store's writer is one of them: without it nothing can be accepted,
-/// booked or settled any more.
-async fn unexpected_end(
-    running: &mut JoinSet<(&'static str, anyhow::Result<()>)>,
-    writing: &mut JoinSet<()>,
-) -> anyhow::Error {
-    let ended = tokio::select! {
-        Some(ended) = running.join_next() => ended,
-        Some(ended) = writing.join_next() => ended.map(|()| ("store", Ok(()))),
-    };
-    match ended {
-        Ok((name, Ok(()))) => anyhow::anyhow!("the {name} task ended by itself, which is a defect"),
-        Ok((name, Err(error))) => error.context(format!("the {name} task failed")),
-        Err(error) => anyhow::Error::new(error).context("a task panicked, which is a defect"),
-    }
-}
-
-/// Notices that the clock was set back, and lets nothing wait for the time that it showed before. What it missed while the
-/// relay did not run is taken up at the start.
-async fn watch_clock(store: Store, soft: CancellationToken) -> anyhow::Result<()> {
-    loop {
-        tokio::select! {
-            () = soft.cancelled() => return Ok(()),
-            () = tokio::time::sleep(LOOK_AT_CLOCK) => {}
-        }
-        let Some(back) = clock::set_back() else {
-            continue;
-        };
-        tracing::warn!(seconds = back.as_secs(), "clock set back");
-        match store.forget_future(clock::now()).await {
-            Ok(()) => store.wake_all(),
-            Err(error) => {
-                tracing::error!(part = "clock", error = crate::failure::chain(&error), "store failed");
-            }
-        }
-    }
-}
-
-/// Takes up at once what the command line wrote: a new consent, a message to be tried again.
-async fn watch_changes(store: Store, tokens: Tokens, soft: CancellationToken) -> anyhow::Result<()> {
-    let mut changes = store.changes().await?;
-    let mut by_hand = store.done_by_hand().await?;
-    // Stays until what was seen is taken up: a store that cannot be read in this moment is read in the next.
-    let (mut pending, mut consented) = (false, false);
-    loop {
-        tokio::select! {
-            () = soft.cancelled() => return Ok(()),
-            () = tokio::time::sleep(LOOK_FOR_CHANGES) => {}
-        }
-        let taken_up = async {
-            pending |= changes.seen().await?;
-            if pending {
-                // An inbox without a token waits for minutes before it asks for one again.
-                consented |= tokens.reload().await?;
-                let now = store.done_by_hand().await?;
-                if std::mem::replace(&mut by_hand, now) != now || std::mem::take(&mut consented) {
-                    store.wake_all();
-                }
-                pending = false;
-            }
-            Ok::<(), store::Error>(())
-        };
-        if let Err(error) = taken_up.await {
-            tracing::debug!(error = %crate::failure::chain(&error), "the store could not be looked at");
-        }
-    }
-}
-
-/// Mail whose mailbox left the configuration is routed anew: nothing may wait for a worker that is not there.
-async fn take_in_strays(config: &Config, store: &Store) -> anyhow::Result<()> {
-    let known: Vec<_> = config.mailboxes.iter().map(|mailbox| mailbox.address.clone()).collect();
-    let routes = config.routes();
-    for Stray { id, mailbox: before, from, mail_from, unknown } in store.strays(&known).await? {
-        let route = routes.route(from.as_deref(), &mail_from)?;
-        let to = config.mailboxes.iter().find(|mailbox| mailbox.address == route.mailbox);
-        let hold = to.is_some_and(|mailbox| mailbox.delivery.on_unknown == OnUnknown::Hold);
-        let advice = match (unknown, hold) {
-            (false, _) => None,
-            (true, false) => {
-                Some("it may have been sent before, which nobody can find out now: it is sent again")
-            }
-            (true, true) => Some(
-                "it may have been sent before, which nobody can find out now: ask a recipient, then `outlook-relay queue \
-                 retry` or `queue cancel`",
-            ),
-        };
-        let reply = format!("{before} left the configuration");
-        tracing::warn!(mailbox = %before, %id, to = %route.mailbox, from = route.new_from, unknown, reply, advice, "rerouted");
-        store.reroute(id, route.mailbox, route.rule, route.new_from, hold).await?;
     }
     Ok(())
 }
@@ -351,10 +98,12 @@ fn say_restored(restored: &Restored) {
     );
 }
 
-/// What the world comes in by.
-struct Doors {
-    submission: Sockets,
-    admin: TcpListener,
+/// Without the writer nothing can be accepted, booked or settled any more.
+fn writer_ended(ended: Result<(), tokio::task::JoinError>) -> anyhow::Error {
+    match ended {
+        Ok(()) => anyhow::anyhow!("the store task ended by itself, which is a defect"),
+        Err(error) => anyhow::Error::new(error).context("a task panicked, which is a defect"),
+    }
 }
 
 /// Those that systemd handed over, or else those of the configuration.
@@ -415,18 +164,13 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_task_that_ends_by_itself_ends_the_daemon_and_so_does_the_writer() {
-        let (mut running, mut writing) = (JoinSet::new(), JoinSet::new());
-        running.spawn(std::future::pending());
+    async fn a_writer_that_ends_ends_the_daemon() {
+        let mut writing = JoinSet::new();
         writing.spawn(async {});
-        let error = unexpected_end(&mut running, &mut writing).await;
+        let error = writer_ended(writing.join_next().await.unwrap());
         assert_eq!(error.to_string(), "the store task ended by itself, which is a defect");
         writing.spawn(async { panic!("on purpose") });
-        let error = unexpected_end(&mut running, &mut writing).await;
+        let error = writer_ended(writing.join_next().await.unwrap());
         assert_eq!(error.to_string(), "a task panicked, which is a defect");
-        writing.spawn(std::future::pending());
-        running.spawn(async { ("admin", Err(anyhow::anyhow!("no sockets"))) });
-        let error = unexpected_end(&mut running, &mut writing).await;
-        assert_eq!(format!("{error:#}"), "the admin task failed: no sockets");
     }
 }

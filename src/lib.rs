@@ -10,7 +10,7 @@
 //!
 //! Arrows point downwards only: a module knows those to its right, never those to its left. [`routing`],
 //! [`bounce`], [`delivery::policy`], [`submission::session`], [`submission::data`] and [`submission::chunks`] are pure: no I/O, no
-//! clock, no async. Only [`daemon`] spawns long-lived tasks.
+//! clock, no async. Only [`service`] and [`fleet`], for it, spawn long-lived tasks: [`tasks`].
 
 pub mod address;
 pub mod admin;
@@ -25,6 +25,8 @@ pub mod delivery;
 pub mod doctor;
 pub mod failure;
 pub mod fetch;
+pub mod fleet;
+pub mod health;
 pub mod imap;
 pub mod import;
 pub mod inherited;
@@ -37,8 +39,10 @@ pub mod reports;
 pub mod routing;
 pub mod sealing;
 pub mod section;
+pub mod service;
 pub mod store;
 pub mod submission;
+pub mod tasks;
 pub mod tls;
 pub mod tokens;
 pub mod units;

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A `[[mailbox]]` of the configuration, with what it overrides of `[microsoft]`, `[delivery]` and `[fetch]` merged in.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// The mailbox's address at Microsoft 365.
     pub address: Address,

@@ -184,6 +184,11 @@ impl Routes {
             })
     }
 
+    /// Whether it is one of the mailboxes.
+    pub fn knows(&self, mailbox: &Address) -> bool {
+        self.servers.iter().any(|server| server.mailbox == *mailbox)
+    }
+
     /// Routes a message of a user who is bound to `mailbox`: no filter is asked, and the From stays, mended if it is not
     /// one plain mailbox.
     pub fn bound_to(&self, mailbox: &Address, from: Option<&str>) -> Route {

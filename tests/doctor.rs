@@ -195,7 +195,7 @@ async fn the_daemon_says_no_to_browsers_and_to_unknown_mailboxes() {
     // Added to the file after the daemon started.
     config.mailbox("new@example.com", &[]);
     let output = config.cli(&["doctor", "new@example.com"]).await;
-    assert!(output.code == Some(1) && output.stderr.contains("restart it"), "{output:?}");
+    assert!(output.code == Some(1) && output.stderr.contains("reload it"), "{output:?}");
     let output = config.cli(&["doctor", "nobody@example.com"]).await;
     assert!(output.code == Some(1) && output.stderr.contains("not a mailbox of the configuration"));
 }

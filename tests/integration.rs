@@ -31,6 +31,7 @@ mod package;
 mod page;
 mod queue;
 mod readme;
+mod reload;
 mod rotation;
 mod sealing;
 #[path = "support/selftest/mod.rs"]
@@ -43,3 +44,4 @@ mod tokens;
 mod unknown;
 mod upgrade;
 mod waiting;
+mod watchdog;

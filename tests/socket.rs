@@ -66,5 +66,5 @@ async fn no_mail_is_refused_while_the_daemon_is_restarted() {
     let id = |text: String| text.split_once("Message-Id: <").unwrap().1.split_once('>').unwrap().0.to_owned();
     let ids: BTreeSet<String> = world.smtp.delivered().iter().map(|mail| id(mail.text())).collect();
     assert_eq!((ids.len(), world.smtp.count()), (MAILS, MAILS));
-    assert_eq!(systemd.count_log("ready"), RESTARTS + 1);
+    assert_eq!(systemd.count_log("ready"), RESTARTS + 1, "{:#?}", systemd.log());
 }

@@ -38,7 +38,7 @@ pub(super) async fn doctor(
         Some((named, _)) => {
             let named = one_line(named);
             let text =
-                format!("{named} is no mailbox of the running daemon: restart it if you just added it\n");
+                format!("{named} is no mailbox of the running daemon: reload it if you just added it\n");
             return (StatusCode::NOT_FOUND, text).into_response();
         }
     };

@@ -47,13 +47,14 @@ use jiff::Timestamp;
 use limiter::Limiter;
 use maud::html;
 use process::Process;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use session::Sessions;
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use url::Url;
@@ -124,10 +125,10 @@ struct Admin {
     config: Config,
     sources: Sources,
     consents: Consents,
-    sessions: Sessions,
-    tries: login::Tries,
+    sessions: Arc<Sessions>,
+    tries: Arc<login::Tries>,
     /// That the store cannot be read, as who asks for health finds out.
-    store_trouble: Trouble,
+    store_trouble: Arc<Trouble>,
 }
 
 /// Whether somebody may see and use the administrator's page.
@@ -223,23 +224,47 @@ impl Admin {
     }
 }
 
-/// Answers until `stop`.
-pub async fn serve(
-    listener: TcpListener,
-    config: Config,
-    sources: Sources,
-    consents: Consents,
-    stop: CancellationToken,
-) {
-    let admin = Arc::new(Admin {
-        config,
-        sources,
-        consents,
-        sessions: Sessions::new(rand::random()),
-        tries: Mutex::new([Limiter::default(); 2]),
-        store_trouble: Trouble::new("store failed", "store recovered", "page", String::new()),
-    });
-    server::serve(listener, router(admin), stop).await;
+/// What is answered with, which may be exchanged at any time: each request finds what then holds.
+pub struct Page {
+    admin: Arc<Admin>,
+    router: watch::Sender<Router>,
+}
+
+impl Page {
+    /// Nobody is signed in yet.
+    pub fn new(config: Config, sources: Sources, consents: Consents) -> Self {
+        let sessions = Arc::new(Sessions::new(rand::random()));
+        let tries = Arc::new(Mutex::new([Limiter::default(); 2]));
+        let trouble = Trouble::new("store failed", "store recovered", "page", String::new());
+        let store_trouble = Arc::new(trouble);
+        let admin = Arc::new(Admin { config, sources, consents, sessions, tries, store_trouble });
+        let router = watch::Sender::new(router(admin.clone()));
+        Self { admin, router }
+    }
+
+    /// Exchanges all of it. Another password signs everybody out.
+    pub fn set(&mut self, config: Config, sources: Sources, consents: Consents) {
+        let Admin { config: before, sessions, tries, store_trouble, .. } = &*self.admin;
+        let secret =
+            |config: &Config| config.password.as_ref().map(|password| password.expose_secret().to_owned());
+        let sessions = if secret(before) == secret(&config) {
+            sessions.clone()
+        } else {
+            Arc::new(Sessions::new(rand::random()))
+        };
+        let (tries, store_trouble) = (tries.clone(), store_trouble.clone());
+        self.admin = Arc::new(Admin { config, sources, consents, sessions, tries, store_trouble });
+        drop(self.router.send_replace(router(self.admin.clone())));
+    }
+
+    /// Answers until `stop`.
+    pub fn serve(
+        &self,
+        listener: TcpListener,
+        stop: CancellationToken,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        server::serve(listener, self.router.subscribe(), stop)
+    }
 }
 
 fn router(admin: Arc<Admin>) -> Router {

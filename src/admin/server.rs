@@ -1,14 +1,16 @@
 //! Takes connections and answers on them, within bounds: slow and many clients cost little, and end.
 
+use crate::health::{SEEN_EVERY, patiently};
 use axum::Router;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -26,7 +28,7 @@ const MAX_HEAD: usize = 16 * 1024;
 
 /// Serves until `stop`, then gives the answers under way a moment. A connection on which nobody asks anything does not
 /// hold that up.
-pub(super) async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
+pub(super) async fn serve(listener: TcpListener, router: watch::Receiver<Router>, stop: CancellationToken) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
@@ -37,6 +39,8 @@ pub(super) async fn serve(listener: TcpListener, router: Router, stop: Cancellat
         tokio::select! {
             biased;
             () = stop.cancelled() => break,
+            // So that it is seen.
+            () = sleep(SEEN_EVERY) => {}
             Some(_) = connections.join_next() => {}
             (place, accepted) = next => match accepted {
                 Ok((stream, _)) => {
@@ -54,16 +58,21 @@ pub(super) async fn serve(listener: TcpListener, router: Router, stop: Cancellat
             },
         }
     }
-    while connections.join_next().await.is_some() {}
+    while patiently(connections.join_next()).await.is_some() {}
 }
 
 /// The requests of one connection. What goes wrong with it is the client's affair.
-async fn answer(stream: TcpStream, router: Router, stop: CancellationToken) {
+async fn answer(stream: TcpStream, router: watch::Receiver<Router>, stop: CancellationToken) {
+    // Looked up for each request: a proxy may keep its connection for long.
+    let service = service_fn(move |request| {
+        let router = router.borrow().clone();
+        TowerToHyperService::new(router).call(request)
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)
         .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     tokio::select! {
         _ = connection.as_mut() => return,

@@ -51,6 +51,8 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Runs the daemon; logs to stderr.
+    ///
+    /// SIGHUP has it read the configuration again, SIGTERM finish what is in hand and end.
     Run,
     /// Checks the configuration, offline: one line for each mistake, which no command works with, and each warning.
     Check,
@@ -214,9 +216,12 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
     if let Command::ImportOdoo(arguments) = &cli.command {
         return import::import(arguments, &cli.config, cli.json);
     }
+    if let Command::Run = &cli.command {
+        return run::run(&cli.config);
+    }
     let config = Config::load(&cli.config)?;
     match &cli.command {
-        Command::Run => run::run(&config),
+        Command::Run => run::run(&cli.config),
         Command::Check => check::check(&config, &cli.config, cli.json),
         Command::Doctor { mailbox } => doctor::doctor(&config, mailbox.as_deref(), cli.json),
         Command::Route { from, mail_from } => route::route(&config, from, mail_from, cli.json),

@@ -38,7 +38,7 @@ struct Shared {
     mailboxes: HashMap<Address, Arc<Mailbox>>,
     store: Store,
     http: reqwest::Client,
-    pending: Mutex<Pending>,
+    pending: Arc<Mutex<Pending>>,
 }
 
 /// What Microsoft sends the browser back with (RFC 6749 sections 4.1.2 and 4.1.2.1).
@@ -140,7 +140,16 @@ impl Consents {
     pub fn new(mailboxes: &[Arc<Mailbox>], store: Store, http: reqwest::Client) -> Self {
         let mailboxes =
             mailboxes.iter().map(|mailbox| (mailbox.address().clone(), mailbox.clone())).collect();
-        Self(Arc::new(Shared { mailboxes, store, http, pending: Mutex::default() }))
+        Self(Arc::new(Shared { mailboxes, store, http, pending: Arc::default() }))
+    }
+
+    /// The same sign-ins under way, for other mailboxes from now on.
+    #[must_use]
+    pub fn renew(&self, mailboxes: &[Arc<Mailbox>], http: reqwest::Client) -> Self {
+        let mailboxes =
+            mailboxes.iter().map(|mailbox| (mailbox.address().clone(), mailbox.clone())).collect();
+        let Shared { store, pending, .. } = &*self.0;
+        Self(Arc::new(Shared { mailboxes, store: store.clone(), http, pending: pending.clone() }))
     }
 
     /// Begins a sign-in: the address at Microsoft to send the browser to. `redirect_uri` is where Microsoft sends it

@@ -239,7 +239,8 @@ fn work(
     soft: &CancellationToken,
     hard: &CancellationToken,
 ) -> (watch::Receiver<Status>, JoinHandle<()>) {
-    let routes = Arc::new(Routes::new(vec![mailbox.config.candidate()], vec![]));
+    let routes = Routes::new(vec![mailbox.config.candidate()], vec![]);
+    let routes = Arc::new(tokio::sync::RwLock::new(routes));
     let worker = Worker::new(mailbox.clone(), store.clone(), tokens.clone(), tls.clone(), routes);
     (worker.status(), tokio::spawn(worker.run(soft.clone(), hard.clone())))
 }

@@ -19,7 +19,7 @@ use serde::Serialize;
 use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, RwLock, watch};
 use tokio::time::sleep;
 use tokio_rustls::rustls::ClientConfig;
 use tokio_util::sync::CancellationToken;
@@ -38,7 +38,7 @@ const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 /// Delivers the mail of one mailbox.
 pub struct Worker {
     context: Context,
-    routes: Arc<Routes>,
+    routes: Arc<RwLock<Routes>>,
     status: watch::Sender<Status>,
 }
 
@@ -100,7 +100,7 @@ impl Worker {
         store: Store,
         tokens: Tokens,
         tls: Arc<ClientConfig>,
-        routes: Arc<Routes>,
+        routes: Arc<RwLock<Routes>>,
     ) -> Self {
         let store_trouble =
             Trouble::new("store failed", "store recovered", "delivery", mailbox.address().to_string());
@@ -371,7 +371,9 @@ impl Worker {
             return;
         }
         state.reroute_at = clock::after(now, policy::give_up_every(fallback_after));
-        match self.context.reroute(&self.routes, &state.sending).await {
+        // Held meanwhile: nothing goes to a mailbox that just leaves the configuration.
+        let routes = self.routes.read().await;
+        match self.context.reroute(&routes, &state.sending).await {
             Ok(0) => {}
             Ok(_) => {
                 state.ready.clear();

@@ -9,6 +9,7 @@ use super::room::Room;
 use super::round::Round;
 use crate::clock;
 use crate::failure::{Class, Failure, chain};
+use crate::health::patiently;
 use crate::imap::Idled;
 use crate::mailbox::{Mailbox, Trouble};
 use crate::microsoft::imap_replies;
@@ -112,7 +113,7 @@ impl Inbox {
             tokio::select! {
                 () = soft.cancelled() => {}
                 _ = woken.changed() => {}
-                () = tokio::time::sleep(wait) => {}
+                () = patiently(tokio::time::sleep(wait)) => {}
             }
         }
         if let Some(line) = self.line.take() {
@@ -270,7 +271,7 @@ impl Inbox {
             }
         };
         let begun = Instant::now();
-        let idled = line.session.idle(limit, stop).await?;
+        let idled = patiently(line.session.idle(limit, stop)).await?;
         let ended = idled == Idled::News && !line.session.has_news() && begun.elapsed() < SHORT_IDLE;
         line.idles_ended = if ended { line.idles_ended.saturating_add(1) } else { 0 };
         match idled {

@@ -4,6 +4,7 @@
 //! inbox is ever before them. Large messages take turns.
 
 use super::plan::GROUP_BYTES;
+use crate::health::patiently;
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -43,7 +44,7 @@ impl Room {
     pub(super) async fn take(&self, size: u64) -> Held {
         let (room, most) = if size <= GROUP_BYTES { (&self.small, SMALL) } else { (&self.large, LARGE) };
         let units = u32::try_from(size.div_ceil(UNIT)).map_or(most, |units| units.min(most));
-        Held { _units: Arc::clone(room).acquire_many_owned(units).await.ok() }
+        Held { _units: patiently(Arc::clone(room).acquire_many_owned(units)).await.ok() }
     }
 }
 

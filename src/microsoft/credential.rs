@@ -39,6 +39,18 @@ pub enum Credential {
     Certificate(Arc<Certificate>),
 }
 
+/// Whether a configuration that was read again names the same. A certificate has one key that fits it.
+impl PartialEq for Credential {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Public, Self::Public) => true,
+            (Self::Secret(one), Self::Secret(other)) => one.expose_secret() == other.expose_secret(),
+            (Self::Certificate(one), Self::Certificate(other)) => one.thumbprint == other.thumbprint,
+            _ => false,
+        }
+    }
+}
+
 impl Credential {
     /// Reads a section's keys; `None`: it has none of them.
     pub(super) fn read(section: &mut Section<'_>) -> Option<Self> {

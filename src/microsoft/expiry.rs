@@ -2,6 +2,7 @@
 
 use super::{Config, Credential};
 use crate::clock;
+use crate::health::patiently;
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
@@ -131,7 +132,7 @@ pub async fn watch(apps: Vec<Config>, soft: CancellationToken) {
         due(&apps, day(clock::now()), &mut said).iter().for_each(Warning::log);
         tokio::select! {
             () = soft.cancelled() => return,
-            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = patiently(tokio::time::sleep(LOOK_EVERY)) => {}
         }
     }
 }

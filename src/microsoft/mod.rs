@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use url::Url;
 
 /// The `[microsoft]` section; a mailbox may override all of it but `ca_file`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// The app's (client) id, from the Azure app registration.
     pub client_id: String,

@@ -7,6 +7,7 @@ use super::version::Version;
 use super::xmlrpc::{self, Caller, Reply};
 use super::{GatewayConfig, Protocol};
 use crate::failure::{Class, Failure, chain};
+use crate::health::patiently;
 use crate::message;
 use dxr::Value;
 use reqwest::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HeaderValue, LOCATION};
@@ -198,11 +199,11 @@ impl Client {
         let timeout = self.config.timeout;
         // Odoo keeps no connection open; a reused one could break with the message half sent.
         let request = request.header(CONNECTION, "close").timeout(timeout);
-        let mut response = request.send().await.map_err(|error| broken(error, timeout))?;
+        let mut response = patiently(request.send()).await.map_err(|error| broken(error, timeout))?;
         let location = response.headers().get(LOCATION).and_then(|location| location.to_str().ok());
         let (status, location) = (response.status().as_u16(), location.map(str::to_owned));
         let mut bytes = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| broken(error, timeout))? {
+        while let Some(chunk) = patiently(response.chunk()).await.map_err(|error| broken(error, timeout))? {
             bytes.extend_from_slice(&chunk);
             if bytes.len() > LARGEST_ANSWER {
                 return Ok(Answer { status, location, text: None });

@@ -8,6 +8,7 @@ use super::{GatewayConfig, Protocol};
 use crate::address::Address;
 use crate::clock;
 use crate::failure::{Class, Failure};
+use crate::health::patiently;
 use crate::mailbox::{Lasting, Trouble};
 use jiff::Timestamp;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -57,10 +58,10 @@ impl Gateway {
     /// Waits until nobody pushes this Message-Id, and Odoo has a worker for us.
     pub async fn turn(&self, message_id: &str) -> Turn<'_> {
         let alone = match self.0.locks.get(lock_of(message_id)) {
-            Some(lock) => Some(lock.lock().await),
+            Some(lock) => Some(patiently(lock.lock()).await),
             None => None,
         };
-        Turn { gateway: self, _alone: alone, _worker: self.0.pushes.acquire().await.ok() }
+        Turn { gateway: self, _alone: alone, _worker: patiently(self.0.pushes.acquire()).await.ok() }
     }
 
     /// Feeds a message, once its [turn](Gateway::turn) has come. `message_id` is the one that `raw` holds.

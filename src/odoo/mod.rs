@@ -16,13 +16,13 @@ pub use version::{Suits, Version};
 use crate::address::Address;
 use crate::routing::AliasDomain;
 use crate::section::Section;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use std::time::Duration;
 use url::Url;
 
 /// The `[odoo]` section.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// How to reach its mail gateway; `None` where the file does not say: then no inbox can be watched.
     pub gateway: Option<GatewayConfig>,
@@ -53,6 +53,34 @@ pub struct GatewayConfig {
     pub report_after: Duration,
     /// Pushes at a time, over all mailboxes: each occupies one of Odoo's workers, which serve its users as well.
     pub parallel: u32,
+}
+
+impl PartialEq for GatewayConfig {
+    fn eq(&self, other: &Self) -> bool {
+        // Each field by name, so that a new one is not forgotten.
+        let Self {
+            url,
+            domains,
+            database,
+            protocol,
+            login,
+            password,
+            timeout,
+            gateway_model,
+            report_after,
+            parallel,
+        } = self;
+        *url == other.url
+            && *domains == other.domains
+            && *database == other.database
+            && *protocol == other.protocol
+            && *login == other.login
+            && password.expose_secret() == other.password.expose_secret()
+            && *timeout == other.timeout
+            && *gateway_model == other.gateway_model
+            && *report_after == other.report_after
+            && *parallel == other.parallel
+    }
 }
 
 /// The protocols of Odoo's external API.

@@ -4,6 +4,7 @@ use crate::address::Address;
 use crate::clock;
 use crate::failure::{Class, Failure, chain, one_line};
 use crate::fetch::plan;
+use crate::health::patiently;
 use crate::mailbox::Trouble;
 use crate::odoo::{Gateway, Intake, answers};
 use crate::store::{self, AfterPush, Report, Store};
@@ -82,7 +83,7 @@ impl Feed {
             let wait = self.after(worked);
             tokio::select! {
                 () = soft.cancelled() => {}
-                () = sleep(wait) => {}
+                () = patiently(sleep(wait)) => {}
             }
         }
     }

@@ -339,6 +339,17 @@ impl Store {
         self.readers.close().await;
     }
 
+    /// Reads and writes without doing either: comes back when both work, or fail.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub async fn probe(&self) -> Result<(), Error> {
+        let operation = "try the store";
+        let read = sqlx::query("SELECT count(*) FROM sqlite_schema").execute(&self.readers).await;
+        read.map_err(|source| Error::Read { operation, source })?;
+        self.write(writer::Write::Probe).await
+    }
+
     async fn write(&self, write: writer::Write) -> Result<(), Error> {
         let (done, written) = tokio::sync::oneshot::channel();
         self.writes.send(writer::Job { write, done }).await.map_err(|_| Error::Closed)?;

@@ -265,7 +265,7 @@ impl Store {
         let known = serde_json::to_string(&known).map_err(|error| Error::Row { what: error.to_string() })?;
         let rows: Vec<(i64, String, Option<String>, String, bool)> = sqlx::query_as(
             "SELECT id, mailbox, header_from, mail_from, state = 'waiting' AND unknown_since IS NOT NULL FROM message \
-             WHERE mailbox NOT IN (SELECT value FROM json_each($1)) ORDER BY id",
+             WHERE mailbox NOT IN (SELECT value FROM json_each($1)) AND state <> 'sending' ORDER BY id",
         )
         .bind(known)
         .fetch_all(&self.readers)

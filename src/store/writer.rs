@@ -32,6 +32,8 @@ pub(super) enum Write {
     Future(Timestamp),
     Report(ReportWrite),
     Restored(Timestamp),
+    /// Nothing: only to see that it comes back.
+    Probe,
 }
 
 impl Write {
@@ -45,6 +47,7 @@ impl Write {
             Self::Future(_) => "take up what a clock set back left in the future",
             Self::Report(write) => write.operation(),
             Self::Restored(_) => "take up a backup",
+            Self::Probe => "try the store",
         }
     }
 
@@ -58,6 +61,7 @@ impl Write {
             Self::Future(now) => future::apply(*now, connection).await,
             Self::Report(write) => report::apply(write, connection).await,
             Self::Restored(now) => restored::apply(*now, connection).await,
+            Self::Probe => Ok(()),
         }
     }
 }

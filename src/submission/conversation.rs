@@ -44,8 +44,8 @@ pub(super) struct Shared {
     pub(super) budget: Arc<Budget>,
     pub(super) places: Arc<Semaphore>,
     /// Those who wait for a place.
-    pub(super) waiting: Pressure,
-    pub(super) clients: Clients,
+    pub(super) waiting: Arc<Pressure>,
+    pub(super) clients: Arc<Clients>,
     pub(super) stop: CancellationToken,
 }
 

@@ -80,7 +80,8 @@ fn any_split_of_anything_gives_the_same_answers() {
     let store = store::Config::at(folder.path().join("relay.db"));
     let (store, writer) = runtime.block_on(Store::open(&store)).unwrap();
     runtime.spawn(writer.run());
-    let intake = Intake::new(routes(&["ann@example.com"]), store.clone());
+    let routes = Arc::new(tokio::sync::RwLock::new(routes(&["ann@example.com"])));
+    let intake = Intake::new(routes, store.clone());
     let shared = share(config(), 1, intake, CancellationToken::new());
     let case = (speech(), proptest::collection::vec(1usize..40, 1..20));
     let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };

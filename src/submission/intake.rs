@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use tokio::sync::RwLock;
 
 use super::reply::Reply;
 use super::session::not_allowed;
@@ -23,17 +24,17 @@ const FROM: usize = 200;
 /// come from anywhere; what is submitted has hardly any hop behind it.
 const HOPS: usize = 50;
 
-/// Routes and stores messages. Clones share the routes and the store.
+/// Routes and stores messages. Clones share the store, and the routes, which may be exchanged at any time.
 #[derive(Clone)]
 pub struct Intake {
-    routes: Arc<Routes>,
+    routes: Arc<RwLock<Routes>>,
     store: Store,
 }
 
 impl Intake {
     /// `routes`: which mailbox a From goes out through.
-    pub fn new(routes: Routes, store: Store) -> Self {
-        Self { routes: Arc::new(routes), store }
+    pub fn new(routes: Arc<RwLock<Routes>>, store: Store) -> Self {
+        Self { routes, store }
     }
 
     /// Takes a message of `user` that was received `now`. The answer is 250 only once the store has committed it.
@@ -52,7 +53,9 @@ impl Intake {
         let header_from = header.from();
         let message_id = header.message_id();
         let eight_bit = header.is_8bit();
-        let route = match self.route(&header, header_from.as_deref(), &envelope.mail_from, user) {
+        // Held until the message is stored: whoever exchanges the routes knows then that nothing goes by the former ones.
+        let routes = self.routes.read().await;
+        let route = match route(&routes, &header, header_from.as_deref(), &envelope.mail_from, user) {
             Ok(route) => route,
             Err(refusal) => {
                 let from = short(header_from.as_deref());
@@ -99,67 +102,64 @@ impl Intake {
             }
         }
     }
+}
 
-    /// Which way a message goes, or why it can never be sent.
-    fn route(
-        &self,
-        header: &HeaderView<'_>,
-        from: Option<&str>,
-        mail_from: &str,
-        user: Option<&User>,
-    ) -> Result<Route, Reply> {
-        if header.hops() >= HOPS {
-            return Err(Reply::new(
-                554,
-                "5.4.6",
-                format!(
-                    "Routing loop detected: the message has been through {HOPS} servers already (its Received fields). \
+/// Which way a message goes, or why it can never be sent.
+fn route(
+    routes: &Routes,
+    header: &HeaderView<'_>,
+    from: Option<&str>,
+    mail_from: &str,
+    user: Option<&User>,
+) -> Result<Route, Reply> {
+    if header.hops() >= HOPS {
+        return Err(Reply::new(
+            554,
+            "5.4.6",
+            format!(
+                "Routing loop detected: the message has been through {HOPS} servers already (its Received fields). \
                      Look for a forwarding that leads back here"
-                ),
-            ));
+            ),
+        ));
+    }
+    if let Some(user) = user
+        && let Some(senders) = &user.senders
+    {
+        if !senders.allow_from(from) {
+            let from = short(from);
+            return Err(not_allowed(user, &format!("{from:?} as the From of a message")));
         }
-        if let Some(user) = user
-            && let Some(senders) = &user.senders
-        {
-            if !senders.allow_from(from) {
-                let from = short(from);
-                return Err(not_allowed(user, &format!("{from:?} as the From of a message")));
-            }
-            if let Some(other) = header.senders().iter().find(|text| !senders.allow_named(text)) {
-                return Err(not_allowed(
-                    user,
-                    &format!("{:?} as the Sender of a message", short(Some(other))),
-                ));
-            }
-            if !header.is_whole() {
-                return Err(Reply::new(
-                    554,
-                    "5.6.0",
-                    format!(
-                        "The header of the message holds a line that is no field, behind which another From may hide; the \
-                         user {} may send as its senders only",
-                        user.name
-                    ),
-                ));
-            }
+        if let Some(other) = header.senders().iter().find(|text| !senders.allow_named(text)) {
+            return Err(not_allowed(user, &format!("{:?} as the Sender of a message", short(Some(other)))));
         }
-        let route = match user.and_then(|user| user.mailbox.as_ref()) {
-            Some(mailbox) => self.routes.bound_to(mailbox, from),
-            None => self
-                .routes
-                .route(from, mail_from)
-                .map_err(|no_mailbox| Reply::new(554, "5.3.5", no_mailbox.to_string()))?,
-        };
-        if route.new_from.is_none() && Address::all(from.unwrap_or_default()).is_empty() {
+        if !header.is_whole() {
             return Err(Reply::new(
                 554,
                 "5.6.0",
-                "The message has no From address, and none stands in for it: set one in Odoo, or default_from and \
-                 catchall_domain in [odoo] of the relay (not for a user that is bound to a mailbox)",
+                format!(
+                    "The header of the message holds a line that is no field, behind which another From may hide; the \
+                         user {} may send as its senders only",
+                    user.name
+                ),
             ));
         }
-        Ok(route)
     }
+    let route = match user.and_then(|user| user.mailbox.as_ref()) {
+        // A session may be older than the configuration.
+        Some(mailbox) if routes.knows(mailbox) => routes.bound_to(mailbox, from),
+        _ => routes
+            .route(from, mail_from)
+            .map_err(|no_mailbox| Reply::new(554, "5.3.5", no_mailbox.to_string()))?,
+    };
+    if route.new_from.is_none() && Address::all(from.unwrap_or_default()).is_empty() {
+        return Err(Reply::new(
+            554,
+            "5.6.0",
+            "The message has no From address, and none stands in for it: set one in Odoo, or default_from and \
+                 catchall_domain in [odoo] of the relay (not for a user that is bound to a mailbox)",
+        ));
+    }
+    Ok(route)
 }
 
 /// Logs a 4xx or 5xx reply: to Odoo each is a lost mail, so each is worth a line.

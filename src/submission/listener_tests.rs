@@ -8,6 +8,7 @@ use crate::store::{self, Queued, Store};
 use crate::submission::limits::Limits;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::sync::RwLock;
 use tokio::time::timeout;
 
 const MESSAGE: &str = "From: Ann <ann@example.com>\r\nMessage-Id: <1@example.com>\r\n\r\n.dot\r\nbody\r\n";
@@ -78,7 +79,7 @@ impl Relay {
             sockets.tls.push(listener);
         }
         let stop = CancellationToken::new();
-        let intake = Intake::new(routes, store.clone());
+        let intake = Intake::new(Arc::new(RwLock::new(routes)), store.clone());
         let listener = Listener::new(&config, sockets, intake).unwrap();
         let served = tokio::spawn(listener.run(stop.clone()));
         Self { address, tls_address, store, writer, stop, served, _folder: folder }
@@ -373,7 +374,8 @@ async fn a_server_that_is_dropped_ends_its_sessions() {
 async fn strangers_are_not_listened_to() {
     let relay = Relay::start(config()).await;
     let listener = TcpListener::bind("0.0.0.0:0").await.unwrap();
-    let intake = Intake::new(routes(&["ann@example.com"]), relay.store.clone());
+    let routes = Arc::new(RwLock::new(routes(&["ann@example.com"])));
+    let intake = Intake::new(routes, relay.store.clone());
     let refused = Listener::new(&config(), Sockets { plain: vec![listener], tls: Vec::new() }, intake).err();
     assert!(matches!(refused, Some(Error::Exposed(_))), "{refused:?}");
 }

@@ -37,7 +37,7 @@ use limits::Limits;
 use users::User;
 
 pub use intake::Intake;
-pub use listener::{Listener, Sockets};
+pub use listener::{Listener, Sockets, Terms};
 
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 2525);
 /// Microsoft 365 takes 35 MB by default, and 150 MB where the administrator allows it.

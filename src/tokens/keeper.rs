@@ -3,6 +3,7 @@
 use super::{AccessToken, Slot, endpoint, schedule};
 use crate::clock;
 use crate::failure::{Class, Failure, chain};
+use crate::health::patiently;
 use crate::mailbox::Mailbox;
 use crate::microsoft::Grant;
 use crate::microsoft::token_errors::Verdict;
@@ -94,7 +95,7 @@ impl Keeper {
             let permit = tokio::select! {
                 biased;
                 () = soft.cancelled() => return,
-                permit = in_flight.acquire() => permit,
+                permit = patiently(in_flight.acquire()) => permit,
             };
             self.slot.live.send_modify(|live| live.refreshing = true);
             let outcome = Box::pin(self.refresh()).await;

@@ -21,7 +21,7 @@ use jiff::Timestamp;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
@@ -137,7 +137,8 @@ impl Live {
 /// The access tokens of all mailboxes; clones share them.
 #[derive(Clone, Debug)]
 pub struct Tokens {
-    slots: Arc<HashMap<Address, Arc<Slot>>>,
+    slots: Arc<RwLock<HashMap<Address, Arc<Slot>>>>,
+    in_flight: Arc<Semaphore>,
     store: Store,
 }
 
@@ -152,10 +153,25 @@ impl Tokens {
         store: Store,
         http: reqwest::Client,
     ) -> Result<(Self, Vec<Keeper>), store::Error> {
-        let consents: HashMap<_, _> = store.consents().await?.into_iter().collect();
         let in_flight = Arc::new(Semaphore::new(MOST_IN_FLIGHT));
-        let mut slots = HashMap::with_capacity(mailboxes.len());
+        let tokens = Self { slots: Arc::default(), in_flight, store };
+        let keepers = tokens.add(mailboxes, &http).await?;
+        Ok((tokens, keepers))
+    }
+
+    /// The tokens of further mailboxes, or of known ones whose configuration changed, and a keeper for each. It must not run
+    /// before the one that it replaces has ended: two would use a refresh token twice.
+    ///
+    /// # Errors
+    /// As [`Tokens::new`]; then nothing has changed.
+    pub async fn add(
+        &self,
+        mailboxes: &[Arc<Mailbox>],
+        http: &reqwest::Client,
+    ) -> Result<Vec<Keeper>, store::Error> {
+        let consents: HashMap<_, _> = self.store.consents().await?.into_iter().collect();
         let mut keepers = Vec::with_capacity(mailboxes.len());
+        let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
         for mailbox in mailboxes {
             let consented_at = consents.get(mailbox.address()).copied();
             let slot = Arc::new(Slot {
@@ -165,10 +181,14 @@ impl Tokens {
             });
             slots.insert(mailbox.address().clone(), slot.clone());
             let spread = schedule::spread(mailboxes.len(), rand::random());
-            keepers.push(Keeper::new(slot, store.clone(), http.clone(), in_flight.clone(), spread));
+            keepers.push(Keeper::new(slot, self.store.clone(), http.clone(), self.in_flight.clone(), spread));
         }
-        let slots = Arc::new(slots);
-        Ok((Self { slots, store }, keepers))
+        Ok(keepers)
+    }
+
+    /// A mailbox left the configuration.
+    pub fn remove(&self, mailbox: &Address) {
+        self.slots.write().unwrap_or_else(PoisonError::into_inner).remove(mailbox);
     }
 
     /// A token that is good for another minute at least (where it lives for less than six: a sixth of its life). Waits
@@ -242,11 +262,15 @@ impl Tokens {
 
     /// The token at hand, if it is good.
     pub fn usable(&self, mailbox: &Address) -> Option<AccessToken> {
-        self.slots.get(mailbox)?.live.borrow().usable(clock::now()).cloned()
+        self.find(mailbox)?.live.borrow().usable(clock::now()).cloned()
     }
 
-    fn slot(&self, mailbox: &Address) -> Result<&Arc<Slot>, Failure> {
-        self.slots.get(mailbox).ok_or_else(|| {
+    fn find(&self, mailbox: &Address) -> Option<Arc<Slot>> {
+        self.slots.read().unwrap_or_else(PoisonError::into_inner).get(mailbox).cloned()
+    }
+
+    fn slot(&self, mailbox: &Address) -> Result<Arc<Slot>, Failure> {
+        self.find(mailbox).ok_or_else(|| {
             let reply = format!("{mailbox} is no mailbox of this relay");
             let advice = format!("add a [[mailbox]] with address = \"{mailbox}\" to the configuration");
             Failure::new(Class::Administrator, "unknown_mailbox", reply).advise(advice)
@@ -257,7 +281,7 @@ impl Tokens {
     /// [`Tokens::access_token`] again afterwards. Where the new one is refused as well within a minute, it is not the
     /// token that is wrong, and nothing happens.
     pub fn refused(&self, mailbox: &Address, token: &AccessToken) {
-        let Some(slot) = self.slots.get(mailbox) else {
+        let Some(slot) = self.find(mailbox) else {
             return;
         };
         let now = clock::now();
@@ -283,7 +307,7 @@ impl Tokens {
     pub async fn reload(&self) -> Result<bool, store::Error> {
         let mut any = false;
         for (mailbox, consented_at) in self.store.consents().await? {
-            let Some(slot) = self.slots.get(&mailbox) else {
+            let Some(slot) = self.find(&mailbox) else {
                 continue;
             };
             if slot.mailbox.config.microsoft.grant != Grant::RefreshToken {
@@ -308,7 +332,7 @@ impl Tokens {
 
     /// How a mailbox's token does; `None`: no such mailbox.
     pub fn state(&self, mailbox: &Address) -> Option<TokenState> {
-        let slot = self.slots.get(mailbox)?;
+        let slot = self.find(mailbox)?;
         let live = slot.live.borrow();
         let state = match &live.failure {
             Some(failure) if failure.code == schedule::NO_TOKEN => State::Missing,

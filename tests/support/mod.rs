@@ -26,6 +26,7 @@ mod imap_commands;
 mod imap_data;
 mod imap_session;
 pub mod json2;
+pub mod notify;
 pub mod odoo;
 pub mod odoo_records;
 pub mod relay;

@@ -95,6 +95,12 @@ impl Config {
         self.mailboxes.push(mailbox);
     }
 
+    /// Takes a mailbox out.
+    pub fn drop_mailbox(&mut self, address: &str) {
+        let address = ("address".to_owned(), quote(address));
+        self.mailboxes.retain(|mailbox| mailbox.first() != Some(&address));
+    }
+
     /// Microsoft is these doubles; `smtp` and `imap` are `host:port`, the host as in the certificate.
     pub fn microsoft(&mut self, tls: &Tls, entra: &Entra, smtp: &str, imap: &str) {
         self.text("microsoft", "client_id", CLIENT_ID);
