@@ -174,12 +174,13 @@ impl Fleet {
         if let Some(gateway) = gateway.clone().filter(|_| mailbox.config.inbox) {
             let (store, tokens, tls) = (store.clone(), self.tokens.clone(), tls.clone());
             let inbox = Inbox::new(mailbox.clone(), store, tokens, gateway, tls, self.room.clone());
-            let soft = work.soft.clone();
-            tasks.start("fetch", mailbox.address(), &work, SILENCE, async move {
+            let soft = work.early.clone();
+            let feeding = tasks.feeding.track_future(async move {
                 wait_for(former).await;
                 inbox.run(soft).await;
                 Ok(())
             });
+            tasks.start("fetch", mailbox.address(), &work, SILENCE, feeding);
         }
         Member { mailbox, status, keeper, work }
     }

@@ -372,14 +372,15 @@ fn report(
 ) -> Part {
     let part = tasks.part();
     let feed = Feed::new(store.clone(), gateway, keep_failed(config));
-    let soft = part.soft.clone();
-    tasks.start("reports", "", &part, SILENCE, async move {
+    let soft = part.early.clone();
+    let feeding = tasks.feeding.track_future(async move {
         if let Some(former) = former {
             former.ended().await;
         }
         feed.run(soft).await;
         Ok(())
     });
+    tasks.start("reports", "", &part, SILENCE, feeding);
     part
 }
 

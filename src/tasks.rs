@@ -11,6 +11,10 @@ use tokio_util::task::TaskTracker;
 /// kills (`TimeoutStopSec=`).
 const GRACE: Duration = Duration::from_secs(75);
 
+/// How long everything else goes on after a stop was asked for, until nothing is pushed into Odoo any more: longer than a push
+/// may then go on ([`crate::fetch`], [`crate::reports`]).
+const FEEDING: Duration = Duration::from_secs(8);
+
 /// The long-lived tasks, and the two ways to stop them.
 #[derive(Debug, Default)]
 pub struct Tasks {
@@ -19,6 +23,10 @@ pub struct Tasks {
     soft: CancellationToken,
     /// Drop what is in hand.
     pub hard: CancellationToken,
+    /// Stops those that push into Odoo: it may send mail to the relay from inside a push, so they stop while that is taken.
+    early: CancellationToken,
+    /// Those that push into Odoo.
+    pub feeding: TaskTracker,
     /// Watches them.
     pub health: Health,
 }
@@ -37,6 +45,8 @@ pub struct Ended {
 pub struct Part {
     /// Finish what is in hand.
     pub soft: CancellationToken,
+    /// The same for those that push into Odoo, which stop ahead of the others when the daemon stops.
+    pub early: CancellationToken,
     tasks: TaskTracker,
 }
 
@@ -44,6 +54,7 @@ impl Part {
     /// Has its tasks finish what is in hand. Nothing more may be started in it.
     pub fn stop(&self) {
         self.soft.cancel();
+        self.early.cancel();
         self.tasks.close();
     }
 
@@ -61,7 +72,7 @@ impl Part {
 impl Tasks {
     /// A part with nothing in it yet.
     pub fn part(&self) -> Part {
-        Part { soft: self.soft.child_token(), tasks: TaskTracker::new() }
+        Part { soft: self.soft.child_token(), early: self.early.child_token(), tasks: TaskTracker::new() }
     }
 
     /// Starts a task. `mailbox`: the one that it is for, or nothing; `allowed`: how long it may be
@@ -90,8 +101,11 @@ impl Tasks {
         }
     }
 
-    /// Soft first; after the grace, hard.
+    /// Those that push into Odoo first, then all softly; after the grace, hard.
     pub async fn stop(mut self) {
+        self.early.cancel();
+        self.feeding.close();
+        drop(tokio::time::timeout(FEEDING, self.feeding.wait()).await);
         self.soft.cancel();
         let drained = async {
             while let Some(ended) = self.running.join_next().await {

@@ -204,7 +204,8 @@ async fn while_odoo_may_still_be_at_work_no_copy_of_the_message_is_pushed() {
         seen(NOTIFICATIONS) && seen(company::JOHN)
     })
     .await;
-    assert_eq!(world.odoo.posts().len(), 1, "{:#?}", world.odoo.posts());
+    // The second copy may be pushed once Odoo shows the first: it recognises that one.
+    assert_eq!(world.odoo.taken().len(), 1, "{:#?}", world.odoo.posts());
 }
 
 #[tokio::test]
@@ -218,7 +219,12 @@ async fn a_push_that_takes_its_time_does_not_hold_up_a_restart() {
     world.imap.deliver(NOTIFICATIONS, "INBOX", &to_us("slow@t", "Odoo takes minutes"));
     until(SOON, "the push is under way", || world.odoo.posts().len() == 1).await;
     world.imap.deliver(NOTIFICATIONS, "INBOX", &to_us("next@t", "behind it"));
-    assert_eq!(relay.terminate(Duration::from_secs(15)).await, Some(0));
+    relay.signal("TERM");
+    relay.wait_for_log("stopping").await;
+    // Odoo may send mail from inside that push.
+    let from_inside = message(company::JOHN, "a@x.test", "inside@odoo", "sent by Odoo meanwhile");
+    assert_eq!(relay.send("bounce@example.com", &["a@x.test"], &from_inside).await.code, 250);
+    assert_eq!(relay.exit_code(Duration::from_secs(30)).await, Some(0));
     assert_eq!(world.odoo.posts().len(), 1, "nothing new is begun");
     let _relay = config.start().await;
     until(SOON, "the next", || world.odoo.posts().len() == 2).await;
