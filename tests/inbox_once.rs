@@ -99,6 +99,7 @@ async fn killed_at_random_moments_it_pushes_every_message_once() {
             // Taken, but the answer is lost.
             world.odoo.script(Rule::new((), Answer::TakenThenCut));
         }
+        config.text("odoo", "protocol", ["xmlrpc", "json2"][kill % 2]);
         let mut relay = config.start().await;
         tokio::time::sleep(Duration::from_millis(rand::random_range(0..200))).await;
         relay.kill9().await;
