@@ -10,6 +10,14 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that prints what it measures")]
 
+mod mail;
+mod outgoing;
+mod postfix;
+#[path = "../support/mod.rs"]
+mod support;
+mod upstream;
+mod usage;
+
 use std::error::Error;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -37,36 +45,50 @@ fn main() -> ExitCode {
 }
 
 struct Options {
+    /// Beside Postfix.
+    outgoing: bool,
     messages: usize,
     sessions: Vec<usize>,
     sizes: Vec<usize>,
+    runs: usize,
 }
 
 fn options() -> Result<Options> {
-    let mut options = Options { messages: 5_000, sessions: vec![1, 8, 32, 100], sizes: vec![20_000] };
+    let mut arguments = std::env::args().skip(1).peekable();
+    let outgoing = arguments.next_if(|name| name == "outgoing").is_some();
+    let sessions = if outgoing { vec![1, 8, 32] } else { vec![1, 8, 32, 100] };
+    let mut options = Options { outgoing, messages: 5_000, sessions, sizes: vec![20_000], runs: 3 };
     let list = |value: &str| value.split(',').map(str::parse).collect::<std::result::Result<Vec<usize>, _>>();
-    let mut arguments = std::env::args().skip(1);
     while let Some(name) = arguments.next() {
         let value = arguments.next().ok_or_else(|| format!("{name} needs a value"))?;
         match name.as_str() {
             "--messages" => options.messages = value.parse()?,
             "--sizes" => options.sizes = list(&value)?,
             "--sessions" => options.sessions = list(&value)?,
+            "--runs" => options.runs = value.parse()?,
             _ => {
-                return Err(
-                    format!("{name} is unknown: --messages N --sessions A,B --sizes BYTES,BYTES").into()
-                );
+                return Err(format!(
+                    "{name} is unknown: [outgoing] --messages N --sessions A,B --sizes BYTES,BYTES --runs N"
+                )
+                .into());
             }
         }
     }
-    if options.messages == 0 || options.sessions.contains(&0) || options.sessions.is_empty() {
-        return Err("--messages and --sessions must be at least 1".into());
+    if options.messages == 0
+        || options.runs == 0
+        || options.sessions.contains(&0)
+        || options.sessions.is_empty()
+    {
+        return Err("--messages, --sessions and --runs must be at least 1".into());
     }
     Ok(options)
 }
 
 fn bench() -> Result<()> {
     let options = options()?;
+    if options.outgoing {
+        return outgoing::bench(options.messages, &options.sessions, options.runs);
+    }
     options.sizes.iter().try_for_each(|&size| bench_size(&options, size))
 }
 
@@ -252,47 +274,54 @@ fn load(
 }
 
 fn session_load(address: SocketAddr, message: &[u8], messages: usize) -> Result<Vec<Duration>> {
-    let stream = TcpStream::connect(address)?;
-    stream.set_nodelay(true)?;
-    let mut replies = BufReader::new(stream.try_clone()?);
-    let mut stream = stream;
-    let mut line = String::new();
-    let mut expect = |replies: &mut BufReader<TcpStream>, code: &str| -> Result<()> {
+    let mut session = Session::open(address)?;
+    (0..messages).map(|_| session.send(message, b".\r\n")).collect()
+}
+
+/// A client that speaks SMTP as Odoo does: one command at a time.
+struct Session {
+    replies: BufReader<TcpStream>,
+    line: String,
+}
+
+impl Session {
+    fn open(address: SocketAddr) -> Result<Self> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        let mut session = Self { replies: BufReader::new(stream), line: String::new() };
+        session.expect("220")?;
+        session.say(b"EHLO bench\r\n", "250")?;
+        Ok(session)
+    }
+
+    /// Sends a message, of which `end` is the last part, with its final dot; returns how long its 250 took.
+    fn send(&mut self, begin: &[u8], end: &[u8]) -> Result<Duration> {
+        self.say(b"MAIL FROM:<bounce@example.com>\r\n", "250")?;
+        self.say(b"RCPT TO:<a@x.test>\r\n", "250")?;
+        self.say(b"DATA\r\n", "354")?;
+        self.replies.get_mut().write_all(&[begin, end].concat())?;
+        let sent = Instant::now();
+        self.expect("250")?;
+        Ok(sent.elapsed())
+    }
+
+    fn say(&mut self, command: &[u8], code: &str) -> Result<()> {
+        self.replies.get_mut().write_all(command)?;
+        self.expect(code)
+    }
+
+    fn expect(&mut self, code: &str) -> Result<()> {
         loop {
-            line.clear();
-            if replies.by_ref().take(4_096).read_line(&mut line)? == 0 {
-                return Err("the relay hung up".into());
+            self.line.clear();
+            if self.replies.by_ref().take(4_096).read_line(&mut self.line)? == 0 {
+                return Err("the server hung up".into());
             }
-            if !line.starts_with(code) {
-                return Err(format!("{code} was expected: {line}").into());
+            if !self.line.starts_with(code) {
+                return Err(format!("{code} was expected: {}", self.line).into());
             }
-            if line.as_bytes().get(3) != Some(&b'-') {
+            if self.line.as_bytes().get(3) != Some(&b'-') {
                 return Ok(());
             }
         }
-    };
-    expect(&mut replies, "220")?;
-    stream.write_all(b"EHLO bench\r\n")?;
-    expect(&mut replies, "250")?;
-    let mut data = message.to_vec();
-    data.extend_from_slice(b".\r\n");
-    let mut waits = Vec::with_capacity(messages);
-    for _ in 0..messages {
-        // As Odoo does it: one command at a time.
-        for (command, code) in [
-            ("MAIL FROM:<bounce@example.com>\r\n", "250"),
-            ("RCPT TO:<a@x.test>\r\n", "250"),
-            ("DATA\r\n", "354"),
-        ] {
-            stream.write_all(command.as_bytes())?;
-            expect(&mut replies, code)?;
-        }
-        stream.write_all(&data)?;
-        let sent = Instant::now();
-        expect(&mut replies, "250")?;
-        waits.push(sent.elapsed());
     }
-    stream.write_all(b"QUIT\r\n")?;
-    expect(&mut replies, "221")?;
-    Ok(waits)
 }
