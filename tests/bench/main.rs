@@ -1,11 +1,13 @@
-//! What the relay takes and gives: `accept` (the default), `inbound`, `large`, `idle`.
+//! What the relay takes and gives: `accept` (the default), `outgoing`, `inbound`, `large`, `idle`.
+//!
+//! `cargo run --release --example bench -- outgoing`, as root: outgoing mail beside Debian's Postfix; see outgoing.rs.
 //!
 //! `cargo run --release --example bench -- inbound [--messages 2000 --delay 40ms]`: received mail from a real Dovecot into
 //! Odoo's double, beside what Odoo's own fetchmail does; see inbound.rs. `-- large [--inboxes 10 --megabytes 100]` and
 //! `-- idle [--inboxes 1000 --minutes 10]`: memory; see idle.rs.
 //!
-//! `accept`: how fast the relay accepts: N messages over C sessions, each with a 250 only once it is on disk. Delivery is held (no
-//! token can be had), so that only accepting is measured.
+//! `accept`: how fast the relay accepts: N messages over C sessions, each with a 250 only once it is on disk. Delivery is
+//! held (no token can be had), so that only accepting is measured.
 //!
 //! `cargo run --release --example bench [-- --messages 5000 --sessions 1,8,32,100 --sizes 2000,20000,200000]`
 //!
@@ -18,10 +20,14 @@
 
 mod idle;
 mod inbound;
+mod mail;
+mod outgoing;
+mod postfix;
 mod process;
 mod proxy;
 #[path = "../support/mod.rs"]
 mod support;
+mod upstream;
 
 use std::error::Error;
 use std::fs::File;
@@ -50,7 +56,10 @@ fn main() -> ExitCode {
         "inbound" => named(arguments, &["--messages", "--delay"]).and_then(|given| inbound::run(&given)),
         "large" => named(arguments, &["--inboxes", "--megabytes"]).and_then(|given| idle::large(&given)),
         "idle" => named(arguments, &["--inboxes", "--minutes"]).and_then(|given| idle::run(&given)),
-        _ => Err(format!("{mode} is unknown: accept, inbound, large, idle").into()),
+        "outgoing" => {
+            named(arguments, &["--messages", "--sessions", "--runs"]).and_then(|given| outgoing::run(&given))
+        }
+        _ => Err(format!("{mode} is unknown: accept, outgoing, inbound, large, idle").into()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -297,47 +306,54 @@ fn load(
 }
 
 fn session_load(address: SocketAddr, message: &[u8], messages: usize) -> Result<Vec<Duration>> {
-    let stream = TcpStream::connect(address)?;
-    stream.set_nodelay(true)?;
-    let mut replies = BufReader::new(stream.try_clone()?);
-    let mut stream = stream;
-    let mut line = String::new();
-    let mut expect = |replies: &mut BufReader<TcpStream>, code: &str| -> Result<()> {
+    let mut session = Session::open(address)?;
+    (0..messages).map(|_| session.send(message, b".\r\n")).collect()
+}
+
+/// A client that speaks SMTP as Odoo does: one command at a time.
+struct Session {
+    replies: BufReader<TcpStream>,
+    line: String,
+}
+
+impl Session {
+    fn open(address: SocketAddr) -> Result<Self> {
+        let stream = TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        let mut session = Self { replies: BufReader::new(stream), line: String::new() };
+        session.expect("220")?;
+        session.say(b"EHLO bench\r\n", "250")?;
+        Ok(session)
+    }
+
+    /// Sends a message, of which `end` is the last part, with its final dot; returns how long its 250 took.
+    fn send(&mut self, begin: &[u8], end: &[u8]) -> Result<Duration> {
+        self.say(b"MAIL FROM:<bounce@example.com>\r\n", "250")?;
+        self.say(b"RCPT TO:<a@x.test>\r\n", "250")?;
+        self.say(b"DATA\r\n", "354")?;
+        self.replies.get_mut().write_all(&[begin, end].concat())?;
+        let sent = Instant::now();
+        self.expect("250")?;
+        Ok(sent.elapsed())
+    }
+
+    fn say(&mut self, command: &[u8], code: &str) -> Result<()> {
+        self.replies.get_mut().write_all(command)?;
+        self.expect(code)
+    }
+
+    fn expect(&mut self, code: &str) -> Result<()> {
         loop {
-            line.clear();
-            if replies.by_ref().take(4_096).read_line(&mut line)? == 0 {
-                return Err("the relay hung up".into());
+            self.line.clear();
+            if self.replies.by_ref().take(4_096).read_line(&mut self.line)? == 0 {
+                return Err("the server hung up".into());
             }
-            if !line.starts_with(code) {
-                return Err(format!("{code} was expected: {line}").into());
+            if !self.line.starts_with(code) {
+                return Err(format!("{code} was expected: {}", self.line).into());
             }
-            if line.as_bytes().get(3) != Some(&b'-') {
+            if self.line.as_bytes().get(3) != Some(&b'-') {
                 return Ok(());
             }
         }
-    };
-    expect(&mut replies, "220")?;
-    stream.write_all(b"EHLO bench\r\n")?;
-    expect(&mut replies, "250")?;
-    let mut data = message.to_vec();
-    data.extend_from_slice(b".\r\n");
-    let mut waits = Vec::with_capacity(messages);
-    for _ in 0..messages {
-        // As Odoo does it: one command at a time.
-        for (command, code) in [
-            ("MAIL FROM:<bounce@example.com>\r\n", "250"),
-            ("RCPT TO:<a@x.test>\r\n", "250"),
-            ("DATA\r\n", "354"),
-        ] {
-            stream.write_all(command.as_bytes())?;
-            expect(&mut replies, code)?;
-        }
-        stream.write_all(&data)?;
-        let sent = Instant::now();
-        expect(&mut replies, "250")?;
-        waits.push(sent.elapsed());
     }
-    stream.write_all(b"QUIT\r\n")?;
-    expect(&mut replies, "221")?;
-    Ok(waits)
 }
