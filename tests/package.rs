@@ -397,7 +397,13 @@ async fn upgrade(tree: &Tree, world: &World, config: &Config, package: &str) {
     assert!(said.contains("is not restarted") && said.contains("admin.nonsense"), "{said}");
     assert_eq!(tree.asked(), [""; 0], "{said}");
     assert_eq!(tree.read("/etc/outlook-relay/relay.toml"), format!("{configured}nonsense = 1\n"));
-    tree.put("/etc/outlook-relay/relay.toml", configured.as_bytes(), "644");
+    // Nor does the file that the package ships take its place, as after a Y to apt's question.
+    tree.put("/etc/outlook-relay/relay.toml", include_bytes!("../config/relay.toml"), "644");
+    tree.put("/etc/outlook-relay/relay.toml.dpkg-old", configured.as_bytes(), "644");
+    let said = tree.run(&install);
+    assert!(said.contains("is not restarted") && said.contains("Yours is kept: mv "), "{said}");
+    assert_eq!(tree.asked(), [""; 0], "{said}");
+    tree.run("mv /etc/outlook-relay/relay.toml.dpkg-old /etc/outlook-relay/relay.toml");
     daemon.stop();
 }
 
