@@ -13,7 +13,7 @@ use anyhow::{Context, bail};
 use sd_notify::NotifyState;
 use std::fs::File;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -40,7 +40,7 @@ pub async fn run(file: &Path, inherited: Inherited) -> anyhow::Result<()> {
     let Some(_lock) = lock(&config.store.path)? else {
         bail!("{}: another outlook-relay works on this store: stop it first", config.store.path.display());
     };
-    let (store, writer) = Store::open(&config.store).await?;
+    let (store, writer) = Store::open_locked(&config.store).await?;
     // Apart from the others, since it has to outlive them.
     let mut writing = JoinSet::new();
     writing.spawn(writer.run());
@@ -174,24 +174,11 @@ async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
     })
 }
 
-/// The file that a daemon holds locked while it works on a store.
-pub(crate) fn lock_file(store: &Path) -> PathBuf {
-    store::real(store).with_extension("lock")
-}
-
 /// Only one daemon may work on a store, by whatever name: two would send everything twice, and refresh tokens at the same
 /// time. `None`: one does already.
 pub(crate) fn lock(store: &Path) -> anyhow::Result<Option<File>> {
-    let path = lock_file(store);
-    let file =
-        store::create_private(&path).with_context(|| format!("{}: cannot be created", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(std::fs::TryLockError::WouldBlock) => Ok(None),
-        Err(std::fs::TryLockError::Error(error)) => {
-            Err(error).with_context(|| format!("{}: cannot be locked", path.display()))
-        }
-    }
+    store::lock(store)
+        .with_context(|| format!("{}: cannot be created or locked", store::lock_file(store).display()))
 }
 
 #[cfg(test)]
