@@ -93,7 +93,8 @@ fn say_restored(restored: &Restored) {
         others,
         reports,
         advice = "what was queued is looked for in Sent Items before it is sent (where nobody can look, on_unknown decides), and \
-                  Odoo is asked before it gets anything again; look at `outlook-relay status`, and send invitations anew",
+                  Odoo is asked before it gets anything again; what was cancelled or given up since is tried again, unless \
+                  `outlook-relay queue cancel` takes it out; look at `outlook-relay status`, and send invitations anew",
         "restored"
     );
 }

@@ -102,6 +102,12 @@ pub(super) fn restore(config: &Config, file: &Path, json: bool) -> anyhow::Resul
     say(
         "Start the daemon: what was queued is looked for in Sent Items before it is sent, and Odoo is asked for what it may have.",
     )?;
+    if messages > 0 {
+        say(
+            "But before that look at `outlook-relay queue list`: what was cancelled or given up since is tried again, too; \
+             `outlook-relay queue cancel ID` takes it out.",
+        )?;
+    }
     for why in other {
         say(format_args!("But not all of its tokens can be used. {why}"))?;
     }
