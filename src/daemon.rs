@@ -13,7 +13,7 @@ use anyhow::{Context, bail};
 use sd_notify::NotifyState;
 use std::fs::File;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -40,7 +40,7 @@ pub async fn run(file: &Path, inherited: Inherited) -> anyhow::Result<()> {
     let Some(_lock) = lock(&config.store.path)? else {
         bail!("{}: another outlook-relay works on this store: stop it first", config.store.path.display());
     };
-    let (store, writer) = Store::open(&config.store).await?;
+    let (store, writer) = Store::open_locked(&config.store).await?;
     // Apart from the others, since it has to outlive them.
     let mut writing = JoinSet::new();
     writing.spawn(writer.run());
@@ -93,7 +93,8 @@ fn say_restored(restored: &Restored) {
         others,
         reports,
         advice = "what was queued is looked for in Sent Items before it is sent (where nobody can look, on_unknown decides), and \
-                  Odoo is asked before it gets anything again; look at `outlook-relay status`, and send invitations anew",
+                  Odoo is asked before it gets anything again; what was cancelled or given up since is tried again, unless \
+                  `outlook-relay queue cancel` takes it out; look at `outlook-relay status`, and send invitations anew",
         "restored"
     );
 }
@@ -124,7 +125,42 @@ async fn sockets(config: &Config, inherited: Inherited) -> anyhow::Result<Socket
     let tokio = |socket| TcpListener::from_std(socket).context("a socket of systemd cannot be used");
     sockets.plain = inherited.plain.into_iter().map(tokio).collect::<Result<_, _>>()?;
     sockets.tls = inherited.tls.into_iter().map(tokio).collect::<Result<_, _>>()?;
+    say_unused(config, &sockets);
     Ok(sockets)
+}
+
+/// Addresses that somebody wrote, and at which nobody listens: systemd's sockets take the place of the configuration's.
+fn say_unused(config: &Config, sockets: &Sockets) {
+    let submission = &config.submission;
+    let listen = if submission.names_listen { submission.listen.as_slice() } else { &[] };
+    for (key, named, sockets, advice) in [
+        (
+            "[submission] listen",
+            listen,
+            &sockets.plain,
+            "outlook-relay.socket takes the place of this key: `systemctl edit outlook-relay.socket`, an empty ListenStream= and \
+             one with each address; or `systemctl disable --now outlook-relay.socket`. Then stop both units and start them",
+        ),
+        (
+            "[submission] listen_tls",
+            &submission.listen_tls,
+            &sockets.tls,
+            "outlook-relay.socket takes the place of this key: a second socket unit, with FileDescriptorName=submission-tls \
+             (the README shows it); or `systemctl disable --now outlook-relay.socket`. Then stop the units and start them",
+        ),
+    ] {
+        let open: Vec<_> = sockets.iter().filter_map(|socket| socket.local_addr().ok()).collect();
+        for address in named.iter().filter(|named| !open.iter().any(|open| covers(*open, **named))) {
+            tracing::warn!(key, %address, advice, "not listened on");
+        }
+    }
+}
+
+/// Whether who connects to `named` reaches a socket that is bound to `open`. One on `[::]` takes IPv4, too, as systemd
+/// makes it.
+fn covers(open: SocketAddr, named: SocketAddr) -> bool {
+    let any = open.ip().is_unspecified() && (open.is_ipv6() || named.is_ipv4());
+    open.port() == named.port() && (any || open.ip().to_canonical() == named.ip().to_canonical())
 }
 
 async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
@@ -139,29 +175,31 @@ async fn bind(address: SocketAddr, key: &str) -> anyhow::Result<TcpListener> {
     })
 }
 
-/// The file that a daemon holds locked while it works on a store.
-pub(crate) fn lock_file(store: &Path) -> PathBuf {
-    store::real(store).with_extension("lock")
-}
-
 /// Only one daemon may work on a store, by whatever name: two would send everything twice, and refresh tokens at the same
 /// time. `None`: one does already.
 pub(crate) fn lock(store: &Path) -> anyhow::Result<Option<File>> {
-    let path = lock_file(store);
-    let file =
-        store::create_private(&path).with_context(|| format!("{}: cannot be created", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(std::fs::TryLockError::WouldBlock) => Ok(None),
-        Err(std::fs::TryLockError::Error(error)) => {
-            Err(error).with_context(|| format!("{}: cannot be locked", path.display()))
-        }
-    }
+    store::lock(store)
+        .with_context(|| format!("{}: cannot be created or locked", store::lock_file(store).display()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_socket_covers_its_own_address_or_all_of_its_port() {
+        for (open, named, expected) in [
+            ("127.0.0.1:2525", "127.0.0.1:2525", true),
+            ("127.0.0.1:2525", "127.0.0.1:2526", false),
+            ("127.0.0.1:2525", "10.0.0.5:2525", false),
+            ("0.0.0.0:2525", "10.0.0.5:2525", true),
+            ("0.0.0.0:2525", "[::1]:2525", false),
+            ("[::]:2525", "10.0.0.5:2525", true),
+            ("[::ffff:10.0.0.5]:2525", "10.0.0.5:2525", true),
+        ] {
+            assert_eq!(covers(open.parse().unwrap(), named.parse().unwrap()), expected, "{open} {named}");
+        }
+    }
 
     #[tokio::test]
     async fn a_writer_that_ends_ends_the_daemon() {

@@ -19,7 +19,7 @@ use crate::store::{self, Store, Stray};
 use crate::submission::{Intake, Listener, Sockets, Terms};
 use crate::tasks::{Part, Tasks};
 use crate::tokens::Tokens;
-use crate::{clock, tls, tokens};
+use crate::{clock, credentials, tls, tokens};
 use anyhow::Context;
 use jiff::Timestamp;
 use sd_notify::NotifyState;
@@ -262,6 +262,7 @@ impl Service {
         for key in fixed(&self.config, &config) {
             tracing::warn!(key, advice = "restart the relay for it", "not changed by a reload");
         }
+        credentials::warn_of_outdated(&self.file);
         let before = std::mem::replace(&mut self.config, config);
         self.config.store = before.store.clone();
         self.config.log = before.log;

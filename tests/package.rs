@@ -139,7 +139,7 @@ impl Tree {
     /// Has systemd run in it, as far as a package can see: what it is asked to do is noted.
     fn play_systemd(&self) {
         self.run("mkdir -p /run/systemd/system");
-        let script = "#!/bin/sh\necho \"$*\" >>/run/asked\ncase $* in *is-enabled*) echo enabled;; *is-active*) exit 3;; esac\n";
+        let script = "#!/bin/sh\necho \"$*\" >>/run/asked\ncase $* in *is-enabled*) echo enabled;; *is-active*) exit 3;; *is-failed*) test -e /run/failed;; esac\n";
         self.put("usr/bin/systemctl", script.as_bytes(), "755");
     }
 
@@ -370,6 +370,12 @@ async fn upgrade(tree: &Tree, world: &World, config: &Config, package: &str) {
     assert_eq!(tree.asked(), ["try-restart outlook-relay.service"], "{said}");
     assert!(tree.run("dpkg-query -W outlook-relay").trim().ends_with("-2"));
     assert_eq!(tree.read("/etc/outlook-relay/relay.toml"), configured);
+    // A socket unit that has failed is no stopped one: mail would be refused for as long as nobody looks.
+    tree.run("touch /run/failed");
+    let said = tree.run(&install);
+    let again = ["stop outlook-relay.service", "start outlook-relay.socket outlook-relay.service"];
+    assert_eq!(tree.asked(), again, "{said}");
+    tree.run("rm /run/failed");
     // What systemd would have done; the port that it holds meanwhile is tests/socket.rs's.
     daemon.stop();
     let waiting = tree.run("outlook-relay queue list");
@@ -391,7 +397,13 @@ async fn upgrade(tree: &Tree, world: &World, config: &Config, package: &str) {
     assert!(said.contains("is not restarted") && said.contains("admin.nonsense"), "{said}");
     assert_eq!(tree.asked(), [""; 0], "{said}");
     assert_eq!(tree.read("/etc/outlook-relay/relay.toml"), format!("{configured}nonsense = 1\n"));
-    tree.put("/etc/outlook-relay/relay.toml", configured.as_bytes(), "644");
+    // Nor does the file that the package ships take its place, as after a Y to apt's question.
+    tree.put("/etc/outlook-relay/relay.toml", include_bytes!("../config/relay.toml"), "644");
+    tree.put("/etc/outlook-relay/relay.toml.dpkg-old", configured.as_bytes(), "644");
+    let said = tree.run(&install);
+    assert!(said.contains("is not restarted") && said.contains("Yours is kept: mv "), "{said}");
+    assert_eq!(tree.asked(), [""; 0], "{said}");
+    tree.run("mv /etc/outlook-relay/relay.toml.dpkg-old /etc/outlook-relay/relay.toml");
     daemon.stop();
 }
 

@@ -144,6 +144,9 @@ fn the_way_from_source_puts_everything_in_its_place() {
     let service = std::fs::read_to_string(at("etc/systemd/system/outlook-relay.service")).unwrap();
     assert!(service.contains("ExecStart=/usr/bin/outlook-relay run -c /etc/outlook-relay/relay.toml\n"));
     assert!(at("etc/systemd/system/outlook-relay.socket").exists());
+    // Nothing ends the attempts to start, or systemd would close the SMTP port.
+    assert!(service.contains("\nStartLimitIntervalSec=0\n") && service.contains("\nRestart=on-failure\n"));
+    assert!(!service.contains("RestartPreventExitStatus=78"));
 }
 
 /// That what the relay writes there can be found by these fields is the log's tests' business.

@@ -166,8 +166,14 @@ async fn a_systemd_credential_is_the_key_and_is_rotated_only_while_the_daemon_re
     config.cli(&["store", "rotate-key"]).await.success();
     assert_ne!(std::fs::read_to_string(config.dir().join("store-key")).unwrap(), key);
     hand_over();
-    let _relay = daemon.start().await;
+    let relay = daemon.start().await;
     until(SOON, "a refresh under the new key", || world.entra.refreshes(JOHN) == 2).await;
+
+    // Which systemd hands over at the next start only.
+    daemon.secret("client-secret", "another secret");
+    relay.signal("HUP");
+    let said = relay.wait_for_log("not changed by a reload").await;
+    assert!(said.contains("LoadCredential=client-secret"), "{said}");
 }
 
 #[tokio::test]

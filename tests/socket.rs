@@ -29,6 +29,9 @@ async fn no_mail_is_refused_while_the_daemon_is_restarted() {
     let port = address.port().to_string();
     let mut systemd = config.spawn_command(&[script, &port, env!("CARGO_BIN_EXE_outlook-relay"), "run"]);
     systemd.ready().await;
+    let unused = format!("address=127.0.0.1:{unused}");
+    let said = systemd.log().into_iter().find(|line| line.contains("not listened on")).unwrap();
+    assert!(said.contains(&unused) && said.contains("systemctl edit outlook-relay.socket"), "{said}");
 
     let next = Arc::new(AtomicUsize::new(0));
     let clients: Vec<_> = (0..4)

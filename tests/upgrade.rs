@@ -282,6 +282,30 @@ async fn a_disk_that_is_full_stops_an_upgrade_and_costs_nothing() {
 }
 
 #[tokio::test]
+async fn nothing_upgrades_a_store_under_a_daemon_of_an_earlier_version() {
+    let (world, config) = world().await;
+    store_of(1, &config, &world).await;
+    let path = config.dir().join("relay.db");
+    let before = std::fs::read(&path).unwrap();
+    // What such a daemon holds.
+    let daemon = std::fs::File::create(config.dir().join("relay.lock")).unwrap();
+    daemon.try_lock().unwrap();
+    for command in [&["queue", "list"][..], &["inbox", "list"], &["store", "rotate-key"]] {
+        let refused = config.cli(command).await;
+        assert!(
+            refused.code == Some(1) && refused.stderr.contains("systemctl restart outlook-relay"),
+            "{command:?}: {refused:?}"
+        );
+        assert!(std::fs::read(&path).unwrap() == before, "{command:?} changed it");
+    }
+    drop(daemon);
+    // Without a daemon, whoever comes first does it; this one takes the lock itself.
+    config.cli(&["store", "rotate-key"]).await.success();
+    assert_eq!(company::queue(&config).await.len(), 3);
+    all_keeps_its_meaning(1, &world, &config).await;
+}
+
+#[tokio::test]
 async fn a_newer_versions_store_is_refused_and_left_as_it_is() {
     let (world, config) = world().await;
     let newest = versions().last().unwrap().0;

@@ -27,8 +27,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// The exit code for a configuration that cannot be used: EX_CONFIG of sysexits.h. The unit file keeps systemd from
-/// restarting into it.
+/// The exit code for a configuration that cannot be used: EX_CONFIG of sysexits.h.
 const EX_CONFIG: u8 = 78;
 
 /// A mail relay between Odoo and Microsoft 365.

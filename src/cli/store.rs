@@ -3,7 +3,7 @@
 use super::table::{size, time};
 use super::{block_on, say, say_json};
 use crate::config::Config;
-use crate::daemon::{lock, lock_file};
+use crate::daemon::lock;
 use crate::store::{self, Backup, PutBack, Store};
 use anyhow::bail;
 use std::fs::File;
@@ -22,6 +22,9 @@ pub(super) fn rotate_key(config: &Config, lost: bool, json: bool) -> anyhow::Res
         );
     }
     let (id, resealed) = block_on(async {
+        if let Daemon::Rests(_) = daemon {
+            Store::bring_up_to_date(&config.store).await?;
+        }
         Ok(if lost {
             (Store::replace_lost_key(&config.store).await?, 0)
         } else {
@@ -99,6 +102,12 @@ pub(super) fn restore(config: &Config, file: &Path, json: bool) -> anyhow::Resul
     say(
         "Start the daemon: what was queued is looked for in Sent Items before it is sent, and Odoo is asked for what it may have.",
     )?;
+    if messages > 0 {
+        say(
+            "But before that look at `outlook-relay queue list`: what was cancelled or given up since is tried again, too; \
+             `outlook-relay queue cancel ID` takes it out.",
+        )?;
+    }
     for why in other {
         say(format_args!("But not all of its tokens can be used. {why}"))?;
     }
@@ -117,7 +126,7 @@ pub(super) fn daemon_runs(store: &Path) -> anyhow::Result<bool> {
 }
 
 fn daemon(store: &Path) -> anyhow::Result<Daemon> {
-    let file = match File::open(lock_file(store)) {
+    let file = match File::open(store::lock_file(store)) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Daemon::Rests(None)),
         Err(error) => return Err(error.into()),

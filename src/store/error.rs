@@ -88,6 +88,15 @@ pub enum Error {
         /// The migration's number.
         version: i64,
     },
+    /// A daemon works on a store that an earlier version wrote.
+    #[error(
+        "{path}: an earlier version of outlook-relay wrote this store, and a daemon works on it: restart the daemon \
+         (`systemctl restart outlook-relay`), which brings the store up to date, and try again. Nothing was changed"
+    )]
+    Older {
+        /// The file.
+        path: PathBuf,
+    },
     /// A read failed.
     #[error("the store could not be read ({operation})")]
     Read {

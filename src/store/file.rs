@@ -1,11 +1,12 @@
 //! The SQLite file: how it is made, opened, and brought up to date.
 
 use super::error::opening;
-use super::{Config, Error};
+use super::{Config, Error, real};
 use crate::sealing::Keyring;
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions, SqlSafeStr, SqliteConnection};
+use std::fs::{File, TryLockError};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -34,13 +35,42 @@ pub(super) fn migrator(version: i64) -> Migrator {
     Migrator::with_migrations(migrations)
 }
 
-/// The one connection that writes, with the tables up to date.
+/// The one connection that writes, with the tables up to date; but not brought up to date under a daemon of an earlier
+/// version, which would go on writing as if they were not.
 pub(super) async fn connect(config: &Config) -> Result<(SqliteConnection, Keyring), Error> {
+    let mut connection = open(config).await?;
+    let path = &config.path;
+    let found = version(&mut connection).await.map_err(opening(path))?;
+    let newest = MIGRATIONS.iter().map(|(number, ..)| *number).max().unwrap_or_default();
+    // One without tables is new.
+    let _lock = if (1..newest).contains(&found) {
+        let lock = lock(path).map_err(|source| Error::File { path: lock_file(path), source })?;
+        Some(lock.ok_or_else(|| Error::Older { path: path.clone() })?)
+    } else {
+        None
+    };
+    migrate(config, connection).await
+}
+
+/// The same for the daemon, which holds the lock.
+pub(super) async fn connect_locked(config: &Config) -> Result<(SqliteConnection, Keyring), Error> {
+    migrate(config, open(config).await?).await
+}
+
+async fn open(config: &Config) -> Result<SqliteConnection, Error> {
     let path = &config.path;
     config.create()?;
     let mut connection = bare(path).connect().await.map_err(opening(path))?;
     // Before anything is written, the mode of the journal included.
     is_ours(&mut connection, path).await?;
+    Ok(connection)
+}
+
+async fn migrate(
+    config: &Config,
+    mut connection: SqliteConnection,
+) -> Result<(SqliteConnection, Keyring), Error> {
+    let path = &config.path;
     sqlx::query("PRAGMA journal_mode = WAL").execute(&mut connection).await.map_err(opening(path))?;
     migrator(i64::MAX).run(&mut connection).await.map_err(|source| match source {
         MigrateError::VersionMissing(version) => Error::Newer { path: path.clone(), version },
@@ -127,7 +157,7 @@ pub(super) fn create(path: &Path) -> Result<(), Error> {
 }
 
 /// Opens a file for writing, making it where it is not there: private, and its folder's owner's.
-pub(crate) fn create_private(path: &Path) -> std::io::Result<std::fs::File> {
+pub(super) fn create_private(path: &Path) -> std::io::Result<File> {
     let new = !path.exists();
     let file = std::fs::OpenOptions::new()
         .create(true)
@@ -145,6 +175,21 @@ pub(crate) fn create_private(path: &Path) -> std::io::Result<std::fs::File> {
         }
     }
     Ok(file)
+}
+
+/// The file that a daemon holds locked while it works on a store.
+pub(crate) fn lock_file(store: &Path) -> PathBuf {
+    real(store).with_extension("lock")
+}
+
+/// Takes a store's lock: only one daemon may work on it, by whatever name. `None`: one does already.
+pub(crate) fn lock(store: &Path) -> std::io::Result<Option<File>> {
+    let file = create_private(&lock_file(store))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
 }
 
 /// A path with an ending more, like the `-wal` that SQLite keeps beside a database.

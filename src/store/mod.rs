@@ -33,7 +33,7 @@ pub use backup::Backup;
 pub use by_hand::Selection;
 pub use check::{Health, Inside, KeyHealth};
 pub use error::Error;
-pub(crate) use file::create_private;
+pub(crate) use file::{lock, lock_file};
 pub use inbox::{InboxLine, Mark, Note, PushState, Received};
 pub use message::{
     Attempt, Due, NewMessage, Next, Queued, QueuedState, Recipient, RecipientState, SentBy, Settlement,
@@ -54,10 +54,10 @@ pub use writer::{Writer, Written};
 use crate::address::Address;
 use crate::sealing::{Keyring, check_key_file};
 use crate::section::Section;
-use file::{connect, options};
+use file::{connect, connect_locked, options};
 use jiff::Timestamp;
-use sqlx::SqliteConnection;
 use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
+use sqlx::{Connection, SqliteConnection};
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -201,7 +201,36 @@ impl Store {
     /// A folder or file that cannot be made, that is no database, or that a newer version wrote; a key that is missing
     /// or another one than that of the stored tokens.
     pub async fn open(config: &Config) -> Result<(Self, Writer), Error> {
-        let (mut connection, keys) = connect(config).await?;
+        let (connection, keys) = connect(config).await?;
+        Self::open_on(config, connection, keys).await
+    }
+
+    /// The same for the daemon, which holds [`lock`]: only it may bring a store up to date that a daemon works on.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub async fn open_locked(config: &Config) -> Result<(Self, Writer), Error> {
+        let (connection, keys) = connect_locked(config).await?;
+        Self::open_on(config, connection, keys).await
+    }
+
+    /// Brings a store up to date, where there is one, for a command that holds [`lock`].
+    ///
+    /// # Errors
+    /// As [`Store::open`], but for the key.
+    pub async fn bring_up_to_date(config: &Config) -> Result<(), Error> {
+        if config.path.exists() {
+            let (connection, _) = connect_locked(config).await?;
+            connection.close().await.map_err(|source| Error::Open { path: config.path.clone(), source })?;
+        }
+        Ok(())
+    }
+
+    async fn open_on(
+        config: &Config,
+        mut connection: SqliteConnection,
+        keys: Keyring,
+    ) -> Result<(Self, Writer), Error> {
         sealed::establish(config, &mut connection, &keys).await?;
         Self::on(config, connection, keys).await
     }

@@ -21,6 +21,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 pub(crate) fn config() -> Config {
     Config {
         listen: Vec::new(),
+        names_listen: false,
         listen_tls: Vec::new(),
         max_message_size: 10_000,
         users: Vec::new(),

@@ -50,6 +50,8 @@ const LARGEST_MAX_MESSAGE_SIZE: u64 = 512 << 20;
 pub struct Config {
     /// Where to listen, unless systemd hands over sockets.
     pub listen: Vec<SocketAddr>,
+    /// Whether somebody wrote that, and expects it to hold.
+    pub names_listen: bool,
     /// Where to listen for clients that begin with TLS (RFC 8314 section 3.3).
     pub listen_tls: Vec<SocketAddr>,
     /// The largest message, in octets.
@@ -67,6 +69,7 @@ impl Config {
     pub fn read(section: &mut Section<'_>, mailboxes: &[Address]) -> Self {
         let has_certificate = section.has("tls_certificate");
         let config = Self {
+            names_listen: section.has("listen"),
             listen: section.get_or("listen", vec![DEFAULT_LISTEN]),
             listen_tls: section.get_or("listen_tls", Vec::new()),
             max_message_size: max_message_size(section),
