@@ -9,6 +9,7 @@ use crate::support::relay::{Config, Output};
 use crate::support::wait::{SOON, until};
 use crate::support::world::World;
 use crate::support::xmlrpc::Value;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 /// The company in an Odoo of this version, and where it is taken over to.
@@ -161,6 +162,11 @@ async fn what_is_written_is_well_and_its_tokens_are_of_use_at_once() {
         let moving = Move::of(version).await;
         moving.import(&[]).await.success();
         assert_eq!(moving.odoo.changes(), Vec::<String>::new(), "Odoo is only read");
+        // The service reads relay.toml as a user of its own, the secrets through systemd.
+        for (file, mode) in [("relay.toml", 0o644), ("client-secret", 0o600), ("odoo-password", 0o600)] {
+            let meta = std::fs::metadata(moving.toml().with_file_name(file)).unwrap();
+            assert_eq!(meta.permissions().mode() & 0o777, mode, "{file}");
+        }
         moving.adapt();
         let at = |arguments: &[&str]| {
             let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_outlook-relay"));

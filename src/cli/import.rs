@@ -18,7 +18,7 @@ use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use secrecy::{ExposeSecret, SecretString};
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -155,10 +155,10 @@ fn write<'f>(
     let done = (|| {
         for (path, secret) in secrets {
             if let Some(secret) = secret {
-                create(path, &format!("{}\n", secret.expose_secret()), &mut written)?;
+                create(path, &format!("{}\n", secret.expose_secret()), SECRET, &mut written)?;
             }
         }
-        create(&files.toml, toml, &mut written)?;
+        create(&files.toml, toml, OPEN, &mut written)?;
         let config = Config::load(&files.toml).context("Odoo has values that no configuration can have")?;
         keep_tokens(&config, plan)
     })();
@@ -170,16 +170,24 @@ fn write<'f>(
     done
 }
 
-/// Creates a file that nobody else may read, with what it is to hold.
-fn create(path: &Path, content: &str, written: &mut Vec<PathBuf>) -> anyhow::Result<()> {
+/// The permissions of a secret's file.
+const SECRET: u32 = 0o600;
+/// Those of relay.toml, in which no secret stands: the service, which is a user of its own, reads it itself.
+const OPEN: u32 = 0o644;
+
+/// Creates a file with what it is to hold, and with these permissions whatever the umask.
+fn create(path: &Path, content: &str, mode: u32, written: &mut Vec<PathBuf>) -> anyhow::Result<()> {
     let cannot = || format!("{}: cannot be written", path.display());
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).with_context(cannot)?;
     }
-    let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(SECRET).open(path);
     let mut file = file.with_context(cannot)?;
     written.push(path.to_owned());
-    file.write_all(content.as_bytes()).and_then(|()| file.sync_all()).with_context(cannot)
+    file.set_permissions(std::fs::Permissions::from_mode(mode))
+        .and_then(|()| file.write_all(content.as_bytes()))
+        .and_then(|()| file.sync_all())
+        .with_context(cannot)
 }
 
 /// Seals the tokens in the store, as new consents to the same app.
