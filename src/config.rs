@@ -144,6 +144,13 @@ impl Config {
     }
 }
 
+/// Whether the file is there and still has the shipped file's `client_id` for its app: nobody has configured it yet.
+pub fn is_placeholder(file: &Path) -> bool {
+    let table = std::fs::read_to_string(file).ok().and_then(|text| text.parse::<toml::Table>().ok());
+    let app = table.as_ref().and_then(|table| table.get("microsoft")?.get("client_id")?.as_str());
+    app == Some(PLACEHOLDER)
+}
+
 /// Why there is no configuration, and what to do.
 fn unreadable(file: &Path, error: &std::io::Error) -> String {
     let remedy = match error.kind() {
