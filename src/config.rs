@@ -67,8 +67,10 @@ impl Config {
         let folder = std::path::absolute(file).ok().and_then(|path| path.parent().map(Path::to_owned));
         let folder = folder.ok_or_else(|| alone("is not a file".to_owned()))?;
         let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-        let Parsed { value, mistakes, .. } =
+        let Parsed { mut value, mistakes, warnings, .. } =
             section::parse(&text, &folder, credentials.as_deref(), Self::read);
+        value.warnings.extend(warnings);
+        value.warnings.sort();
         if mistakes.is_empty() { Ok(value) } else { Err(Mistakes { file: file.to_owned(), mistakes }) }
     }
 

@@ -20,6 +20,7 @@ pub mod clock;
 pub mod config;
 pub mod consent;
 pub mod counters;
+pub mod credentials;
 pub mod daemon;
 pub mod delivery;
 pub mod doctor;
