@@ -10,6 +10,7 @@ use crate::failure::chain;
 use crate::store::{self, Error, Health, Inside, KeyHealth, Store};
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// What to do about a file that is damaged.
@@ -72,6 +73,7 @@ fn bad(
 fn findings(health: &Health, runs: bool) -> Vec<Finding> {
     let mut findings =
         vec![ok("daemon", if runs { "runs" } else { "does not run" }), file(health), space(health)];
+    findings.extend(owner(&health.strangers));
     match &health.inside {
         Err(error) => {
             let (meaning, remedy) = match error {
@@ -109,6 +111,18 @@ fn file(health: &Health) -> Finding {
     }
     let seen = format!("{sizes}; its permissions are {:o}", health.mode);
     bad("file", Outcome::Failed, seen, "others may read the mail in it", "chmod 600 that file")
+}
+
+/// Files that the daemon, whose the folder is, cannot use.
+fn owner(strangers: &[PathBuf]) -> Option<Finding> {
+    let folder = strangers.first()?.parent()?.display();
+    let names: Vec<String> = strangers.iter().map(|file| file.display().to_string()).collect();
+    let (seen, meaning) = (
+        format!("{} and their folder do not belong to the same user", names.join(", ")),
+        "the daemon, whose the folder is, cannot use them, and does not start or stops",
+    );
+    let remedy = format!("chown --reference={folder} {}", names.join(" "));
+    Some(bad("owner", Outcome::Failed, seen, meaning, remedy))
 }
 
 fn space(health: &Health) -> Finding {
@@ -201,7 +215,7 @@ mod tests {
     use super::*;
 
     fn health(inside: Result<Inside, Error>) -> Health {
-        Health { bytes: 4096, log_bytes: 0, mode: 0o600, free: Some(50 << 30), inside }
+        Health { bytes: 4096, log_bytes: 0, mode: 0o600, strangers: Vec::new(), free: Some(50 << 30), inside }
     }
 
     fn inside() -> Inside {
@@ -238,6 +252,11 @@ mod tests {
             wrong(&Health { free: Some(store::RESERVE), ..health(Ok(inside())) }),
             [("free space", Warning)]
         );
+        let strangers = vec!["/x/relay.key".into(), "/x/relay.lock".into()];
+        let health_of_root = Health { strangers, ..health(Ok(inside())) };
+        assert_eq!(wrong(&health_of_root), [("owner", Failed)]);
+        let remedy = owner(&health_of_root.strangers).unwrap().remedy;
+        assert_eq!(remedy, "chown --reference=/x /x/relay.key /x/relay.lock");
         let with = |change: fn(&mut Inside)| {
             let mut inside = inside();
             change(&mut inside);

@@ -13,6 +13,7 @@ mod inbox;
 mod invites;
 mod message;
 mod overview;
+mod owner;
 mod pace;
 mod prune;
 mod quarantine;
