@@ -16,6 +16,10 @@ use std::process::ExitCode;
 /// What to do about a file that is damaged.
 const RESTORE: &str = "stop the daemon, put a backup in its place with `outlook-relay store restore BACKUP`, and start it \
                        again; what is there now is kept";
+/// What to do about a disk that fills up. systemd lets the service write to its own folder alone, so another `[store]` url is
+/// no way out.
+const ROOM: &str = "free some space, or stop the daemon and its socket, copy what lies in /var/lib/private/outlook-relay to a \
+                    larger disk (cp -a), mount that disk at /var/lib/private/outlook-relay, and start both again";
 /// Less free space than this is worth a word: 1 GiB.
 const LITTLE: u64 = 1 << 30;
 
@@ -133,21 +137,11 @@ fn space(health: &Health) -> Finding {
     match free {
         0..store::RESERVE => {
             let meaning = "new mail is refused: the last of the disk is kept for sending what waits";
-            bad(
-                "free space",
-                Outcome::Failed,
-                seen,
-                meaning,
-                "free some space, or move the store to a larger disk",
-            )
+            bad("free space", Outcome::Failed, seen, meaning, ROOM)
         }
-        store::RESERVE..LITTLE => bad(
-            "free space",
-            Outcome::Warning,
-            seen,
-            "once it is used up, new mail is refused",
-            "free some space, or move the store to a larger disk",
-        ),
+        store::RESERVE..LITTLE => {
+            bad("free space", Outcome::Warning, seen, "once it is used up, new mail is refused", ROOM)
+        }
         _ => ok("free space", seen),
     }
 }
@@ -257,6 +251,13 @@ mod tests {
         assert_eq!(wrong(&health_of_root), [("owner", Failed)]);
         let remedy = owner(&health_of_root.strangers).unwrap().remedy;
         assert_eq!(remedy, "chown --reference=/x /x/relay.key /x/relay.lock");
+        // systemd.exec(5): a unit with ProtectSystem=strict and DynamicUser= has its StateDirectory= there, and writes nowhere else.
+        let unit = include_str!("../../deploy/outlook-relay.service");
+        for line in ["ProtectSystem=strict", "DynamicUser=yes", "StateDirectory=outlook-relay"] {
+            assert!(unit.contains(&format!("\n{line}\n")), "{line}");
+        }
+        let remedy = space(&Health { free: Some(1), ..health(Ok(inside())) }).remedy;
+        assert!(remedy.contains("mount that disk at /var/lib/private/outlook-relay"), "{remedy}");
         let with = |change: fn(&mut Inside)| {
             let mut inside = inside();
             change(&mut inside);
