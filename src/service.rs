@@ -8,7 +8,6 @@ use crate::admin::{self, Sources};
 use crate::config::Config;
 use crate::consent::Consents;
 use crate::counters::Counters;
-use crate::delivery::OnUnknown;
 use crate::doctor::Doctor;
 use crate::fleet::{Changes, Fleet, Supply};
 use crate::health::{self, SILENCE};
@@ -464,22 +463,15 @@ async fn take_in_strays(config: &Config, store: &Store, known: &[Address]) -> an
     let routes = config.routes();
     for Stray { id, mailbox: before, from, mail_from, unknown } in store.strays(known).await? {
         let route = routes.route(from.as_deref(), &mail_from)?;
-        let to = config.mailboxes.iter().find(|mailbox| mailbox.address == route.mailbox);
-        let hold = to.is_some_and(|mailbox| mailbox.delivery.on_unknown == OnUnknown::Hold);
-        let advice = match (unknown, hold) {
-            (false, _) => None,
-            (true, false) => {
-                Some("it may have been sent before, which nobody can find out now: it is sent again")
-            }
-            (true, true) => Some(
-                "it may have been sent before, which nobody can find out now: ask a recipient, then `outlook-relay queue \
-                 retry` or `queue cancel`",
-            ),
-        };
+        // Nobody can look whether it was sent: a person who has just taken the mailbox away is there to decide.
+        let advice = unknown.then_some(
+            "it may have been sent before, which nobody can find out now: it is held; ask a recipient, then `outlook-relay \
+             queue retry` or `queue cancel`",
+        );
         let reply = format!("{before} left the configuration");
         tracing::warn!(mailbox = %before, %id, to = %route.mailbox, from = route.new_from, unknown, reply, advice, "rerouted");
         let arrivals = store.arrivals(&route.mailbox);
-        store.reroute(id, route.mailbox, route.rule, route.new_from, hold).await?;
+        store.reroute(id, route.mailbox, route.rule, route.new_from, unknown).await?;
         arrivals.notify_one();
     }
     Ok(())

@@ -7,6 +7,7 @@ use super::upkeep::Mentioned;
 use super::{policy, search};
 use crate::clock;
 use crate::failure::{Class, Failure};
+use crate::health::patiently;
 use crate::mailbox::{Mailbox, Trouble};
 use crate::reports::Reporter;
 use crate::routing::Routes;
@@ -177,7 +178,8 @@ impl Worker {
                 () = sleep(wait) => {}
             }
         }
-        while let Some(finished) = state.attempts.next().await {
+        // Each within the timeouts of its steps, which may be long ones.
+        while let Some(finished) = patiently(state.attempts.next()).await {
             self.finish(&mut state, finished);
             self.report(&state);
         }

@@ -6,6 +6,7 @@
 mod backup;
 mod by_hand;
 mod check;
+mod content;
 mod error;
 mod file;
 mod future;

@@ -174,18 +174,6 @@ impl Store {
         .map_err(|source| Error::Read { operation: "next due message", source })
     }
 
-    /// A message's bytes as they came; `None`: it is not in the queue.
-    ///
-    /// # Errors
-    /// The disk's.
-    pub async fn content(&self, id: QueueId) -> Result<Option<Vec<u8>>, Error> {
-        sqlx::query_scalar("SELECT raw FROM content WHERE message = $1")
-            .bind(id.0)
-            .fetch_optional(&self.readers)
-            .await
-            .map_err(|source| Error::Read { operation: "a message's content", source })
-    }
-
     /// The queue, oldest first: at most `limit` messages after `after`, with their attempts.
     ///
     /// # Errors

@@ -151,3 +151,22 @@ async fn messages_that_arrive_together_do_not_share_the_room_for_one() {
     store.accept(message(store, &["a@x.test"])).await.unwrap();
     assert_eq!(store.arriving.load(Ordering::Relaxed), 0);
 }
+
+#[tokio::test]
+async fn attempts_that_stand_still_keep_no_connection_from_others() {
+    let opened = open().await;
+    let store = &opened.store;
+    let kept = message(store, &["a@x.test"]);
+    let id = kept.id;
+    store.accept(kept).await.unwrap();
+    // More than there are connections; each begins, and then nobody looks after it.
+    let mut reads: Vec<_> = (0..16).map(|_| Box::pin(store.content(id))).collect();
+    for read in &mut reads {
+        assert!(futures_util::poll!(read).is_pending());
+    }
+    let due = tokio::time::timeout(std::time::Duration::from_secs(10), store.due(&john(), at(0), 10)).await;
+    assert_eq!(due.expect("a connection").unwrap().len(), 1);
+    for read in reads {
+        assert!(read.await.unwrap().is_some());
+    }
+}

@@ -157,19 +157,6 @@ impl Store {
             .map_err(|source| Error::Read { operation: "a report's content", source })
     }
 
-    /// The first bytes of a message as it came, at most so many; `None`: it is not in the queue.
-    ///
-    /// # Errors
-    /// The disk's.
-    pub async fn beginning(&self, id: QueueId, most: u32) -> Result<Option<Vec<u8>>, Error> {
-        sqlx::query_scalar("SELECT substr(raw, 1, $2) FROM content WHERE message = $1")
-            .bind(id.0)
-            .bind(most)
-            .fetch_optional(&self.readers)
-            .await
-            .map_err(|source| Error::Read { operation: "a message's header", source })
-    }
-
     /// Books a push, before Odoo is called. If its outcome is never settled, it is unclear, and the report due again at
     /// `settled_at`, when Odoo can no longer be working on it.
     ///
