@@ -63,14 +63,14 @@ impl Config {
             file: file.to_owned(),
             mistakes: vec![Mistake { line: 0, key: String::new(), message }],
         };
-        let text = std::fs::read_to_string(file).map_err(|error| {
-            alone(format!("cannot be read: {error}: name the configuration with -c FILE"))
-        })?;
+        let text = std::fs::read_to_string(file).map_err(|error| alone(unreadable(file, &error)))?;
         let folder = std::path::absolute(file).ok().and_then(|path| path.parent().map(Path::to_owned));
         let folder = folder.ok_or_else(|| alone("is not a file".to_owned()))?;
         let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-        let Parsed { value, mistakes, .. } =
+        let Parsed { mut value, mistakes, warnings, .. } =
             section::parse(&text, &folder, credentials.as_deref(), Self::read);
+        value.warnings.extend(warnings);
+        value.warnings.sort();
         if mistakes.is_empty() { Ok(value) } else { Err(Mistakes { file: file.to_owned(), mistakes }) }
     }
 
@@ -146,6 +146,26 @@ impl Config {
     }
 }
 
+/// Whether the file is there and still has the shipped file's `client_id` for its app: nobody has configured it yet.
+pub fn is_placeholder(file: &Path) -> bool {
+    let table = std::fs::read_to_string(file).ok().and_then(|text| text.parse::<toml::Table>().ok());
+    let app = table.as_ref().and_then(|table| table.get("microsoft")?.get("client_id")?.as_str());
+    app == Some(PLACEHOLDER)
+}
+
+/// Why there is no configuration, and what to do.
+fn unreadable(file: &Path, error: &std::io::Error) -> String {
+    let remedy = match error.kind() {
+        std::io::ErrorKind::PermissionDenied => format!(
+            "the service runs as a user of its own, and no secret stands in this file, so: chmod 644 {}, and chmod 755 for \
+             its folder",
+            file.display()
+        ),
+        _ => "name the configuration with -c FILE".to_owned(),
+    };
+    format!("cannot be read: {error}: {remedy}")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -209,6 +229,14 @@ mod tests {
         let line = SHIPPED.lines().nth(warning.line - 1).unwrap();
         assert!(line.starts_with("client_id = ") && warning.message.contains("placeholder"), "{warning:?}");
         assert_eq!(parsed.value.mailboxes.len(), 2);
+    }
+
+    #[test]
+    fn a_file_that_the_service_may_not_read_is_told_of_with_the_remedy() {
+        let said = |kind: std::io::ErrorKind| unreadable(Path::new("/etc/x/relay.toml"), &kind.into());
+        assert!(said(std::io::ErrorKind::PermissionDenied).contains("chmod 644 /etc/x/relay.toml"));
+        let absent = said(std::io::ErrorKind::NotFound);
+        assert!(absent.contains("-c FILE") && !absent.contains("chmod"), "{absent}");
     }
 
     #[test]

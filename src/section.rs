@@ -4,6 +4,7 @@
 //! one of them is collected, while reading goes on with the default. A key that nobody asked for is a mistake as well.
 //! No message ever quotes a value's line: somebody may have pasted a secret there.
 
+use crate::credentials;
 use crate::units::Span;
 use secrecy::SecretString;
 use serde::de::{DeserializeOwned, IntoDeserializer};
@@ -49,6 +50,7 @@ struct File<'i> {
     /// `$CREDENTIALS_DIRECTORY`, where systemd puts secrets (systemd.exec(5)).
     credentials: Option<&'i Path>,
     mistakes: RefCell<Vec<Mistake>>,
+    warnings: RefCell<Vec<Mistake>>,
     known: RefCell<BTreeSet<String>>,
 }
 
@@ -87,6 +89,8 @@ pub struct Parsed<T> {
     pub value: T,
     /// Every mistake, in the order of their lines.
     pub mistakes: Vec<Mistake>,
+    /// What can be used here, and not by the service.
+    pub warnings: Vec<Mistake>,
     /// Every key that was asked for, with its section: `mailbox[2].from_filter`.
     pub known: BTreeSet<String>,
 }
@@ -98,7 +102,8 @@ pub fn parse<T>(
     credentials: Option<&Path>,
     read: impl FnOnce(&mut Section<'_>) -> T,
 ) -> Parsed<T> {
-    let file = File { text, folder, credentials, mistakes: RefCell::default(), known: RefCell::default() };
+    let (mistakes, warnings, known) = (RefCell::default(), RefCell::default(), RefCell::default());
+    let file = File { text, folder, credentials, mistakes, warnings, known };
     let (table, errors) = DeTable::parse_recoverable(text);
     for error in &errors {
         let line = error.span().map_or(0, |span| file.line(&span));
@@ -115,7 +120,7 @@ pub fn parse<T>(
     let mut mistakes = file.mistakes.into_inner();
     mistakes.sort();
     mistakes.dedup();
-    Parsed { value, mistakes, known: file.known.into_inner() }
+    Parsed { value, mistakes, warnings: file.warnings.into_inner(), known: file.known.into_inner() }
 }
 
 impl<'i> Section<'i> {
@@ -187,7 +192,7 @@ impl<'i> Section<'i> {
     /// The contents of the file that `key` names, without the line end: a secret. A file that is missing, unreadable,
     /// empty or readable by everyone is a mistake.
     pub fn secret_file(&mut self, key: &'static str) -> Option<SecretString> {
-        let path = self.path_of(key)?;
+        let path = self.private_path(key)?;
         match check_private(&path).and_then(|()| read_secret(&path)) {
             Ok(secret) => Some(secret),
             Err(error) => {
@@ -197,13 +202,40 @@ impl<'i> Section<'i> {
         }
     }
 
+    /// As [`Self::path_of`], of a file that the service may only get from systemd. One that it may not read is a mistake,
+    /// and where somebody else looks, a warning.
+    pub fn private_path(&mut self, key: &'static str) -> Option<PathBuf> {
+        let (name, path) = self.looked_up(key)?;
+        match self.file.credentials {
+            Some(credentials) => {
+                if let Some(mistake) = credentials::unreadable(&name, &path, self.file.folder, credentials) {
+                    self.mistake(key, mistake);
+                    return None;
+                }
+            }
+            None => {
+                if let Some(message) = credentials::only_root(&name, &path, self.file.folder) {
+                    let (line, key) = self.place(key);
+                    self.file.warnings.borrow_mut().push(Mistake { line, key, message });
+                }
+            }
+        }
+        Some(path)
+    }
+
     /// The path that `key` names: relative ones are looked up in `$CREDENTIALS_DIRECTORY`, then beside the file.
     pub fn path_of(&mut self, key: &'static str) -> Option<PathBuf> {
+        self.looked_up(key).map(|(_, path)| path)
+    }
+
+    /// What the file says, and the path that it stands for.
+    fn looked_up(&mut self, key: &'static str) -> Option<(PathBuf, PathBuf)> {
         let name: PathBuf = self.get(key)?;
         // The unit sets an empty line in place of a file that is not there: it is that file which somebody has to write.
         let given = |path: &PathBuf| path.metadata().is_ok_and(|credential| credential.len() > 1);
         let credential = self.file.credentials.map(|folder| folder.join(&name)).filter(given);
-        Some(credential.unwrap_or_else(|| self.file.folder.join(&name)))
+        let path = credential.unwrap_or_else(|| self.file.folder.join(&name));
+        Some((name, path))
     }
 
     /// The folder of the file, against which relative paths are taken.

@@ -10,7 +10,7 @@ use serde_json::Value;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode};
 use sqlx::{Connection, SqliteConnection};
 use std::collections::BTreeMap;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -245,6 +245,34 @@ async fn a_restore_keeps_what_was_there_and_refuses_what_is_no_backup() {
     assert_eq!(mode & 0o777, 0o600);
     let said = config.cli(&["store", "check"]).await.success();
     assert!(said.contains("no daemon has started with it yet"), "{said}");
+}
+
+/// The daemon is a user of its own, whose the folder is; who puts its key back is root.
+#[tokio::test]
+async fn a_key_that_root_put_back_is_told_of_and_given_back_by_a_restore() {
+    let world = World::start().await;
+    let config = filled(&world, 1).await;
+    if std::fs::metadata(config.dir()).unwrap().uid() != 0 {
+        return; // Only root gives files away.
+    }
+    config.cli(&["store", "backup", "good.db"]).await.success();
+    let nobody = 65534;
+    for file in ["", "relay.db", "relay.lock"] {
+        chown(config.dir().join(file), Some(nobody), Some(nobody)).unwrap();
+    }
+    let key = config.dir().join("relay.key");
+    let (code, wrong) = check(&config).await;
+    assert_eq!((code, wrong.len(), &wrong[0]["check"]), (Some(1), 1, &"owner".into()), "{wrong:?}");
+    let remedy = wrong[0]["remedy"].as_str().unwrap().to_owned();
+    assert_eq!(remedy, format!("chown --reference={} {}", config.dir().display(), key.display()));
+    let ran = std::process::Command::new("sh").args(["-ec", &remedy]).status().unwrap();
+    assert!(ran.success());
+    assert_eq!(check(&config).await, (Some(0), vec![]));
+
+    chown(&key, Some(0), Some(0)).unwrap();
+    config.cli(&["store", "restore", "good.db"]).await.success();
+    assert_eq!(check(&config).await.0, Some(0));
+    assert_eq!(std::fs::metadata(&key).unwrap().uid(), nobody);
 }
 
 #[tokio::test]

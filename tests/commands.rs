@@ -4,7 +4,7 @@ use crate::company::{self, JANE, JOHN, NOTIFICATIONS};
 use crate::support::client::SmtpClient;
 use crate::support::relay::Config;
 use crate::support::world::World;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 #[tokio::test]
 async fn check_says_every_mistake_with_its_place_and_exits_78() {
@@ -75,6 +75,30 @@ async fn check_warns_of_what_can_never_happen_and_exits_0() {
     assert_eq!((answer["mailboxes"].as_u64(), answer["inboxes"].as_u64()), (Some(3), Some(1)));
     assert_eq!(answer["warnings"].as_array().unwrap().len(), 2);
     assert_eq!(answer["warnings"][0]["line"], john);
+}
+
+/// What is well for root may be out of the service's reach, which only then ends with exit code 78.
+#[tokio::test]
+async fn check_warns_of_a_secret_that_systemd_does_not_hand_to_the_service() {
+    let world = World::start().await;
+    let mut config = company::config(&world);
+    let path = config.secret("page-password", "open sesame");
+    config.text("admin", "password_file", "page-password");
+    // Only a file of root's is one that the service cannot read.
+    let is_roots = std::fs::metadata(&path).unwrap().uid() == 0;
+    let said = config.cli(&["check"]).await.success();
+    let lines = format!("LoadCredential=page-password:{}", path.display());
+    assert_eq!(said.contains("warning: admin.password_file: ") && said.contains(&lines), is_roots, "{said}");
+    std::fs::rename(&path, path.with_file_name("admin-password")).unwrap();
+    config.text("admin", "password_file", "admin-password");
+    assert!(!config.cli(&["check"]).await.success().contains("warning"), "the unit knows this one");
+
+    // As the service: it sees what it has.
+    std::fs::rename(path.with_file_name("admin-password"), &path).unwrap();
+    config.text("admin", "password_file", "page-password");
+    let credentials = tempfile::tempdir().unwrap();
+    config.env("CREDENTIALS_DIRECTORY", credentials.path().to_str().unwrap());
+    assert!(!config.cli(&["check"]).await.success().contains("warning"));
 }
 
 #[tokio::test]

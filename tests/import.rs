@@ -9,6 +9,7 @@ use crate::support::relay::{Config, Output};
 use crate::support::wait::{SOON, until};
 use crate::support::world::World;
 use crate::support::xmlrpc::Value;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 /// The company in an Odoo of this version, and where it is taken over to.
@@ -161,6 +162,11 @@ async fn what_is_written_is_well_and_its_tokens_are_of_use_at_once() {
         let moving = Move::of(version).await;
         moving.import(&[]).await.success();
         assert_eq!(moving.odoo.changes(), Vec::<String>::new(), "Odoo is only read");
+        // The service reads relay.toml as a user of its own, the secrets through systemd.
+        for (file, mode) in [("relay.toml", 0o644), ("client-secret", 0o600), ("odoo-password", 0o600)] {
+            let meta = std::fs::metadata(moving.toml().with_file_name(file)).unwrap();
+            assert_eq!(meta.permissions().mode() & 0o777, mode, "{file}");
+        }
         moving.adapt();
         let at = |arguments: &[&str]| {
             let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_outlook-relay"));
@@ -230,6 +236,34 @@ async fn an_odoo_without_the_fetching_module_is_taken_over() {
     moving.odoo.uninstall("fetchmail.server");
     let shown = moving.import(&["--dry-run"]).await.success();
     assert!(!shown.contains("inbox = true") && shown.contains("[[mailbox]]"), "{shown}");
+}
+
+/// As after the installation of the package.
+#[tokio::test]
+async fn the_relay_toml_that_the_package_ships_is_replaced_and_kept() {
+    let moving = Move::of("19.0").await;
+    let shipped = include_str!("../config/relay.toml");
+    let (toml, kept) = (moving.toml(), moving.toml().with_file_name("relay.toml.before-import"));
+    std::fs::create_dir(toml.parent().unwrap()).unwrap();
+    std::fs::write(&toml, shipped).unwrap();
+    moving.import(&["--dry-run", "--apply"]).await.success();
+    // What cannot be done leaves it in its place.
+    let secret = toml.with_file_name("client-secret");
+    std::fs::write(&secret, "somebody's").unwrap();
+    let refused = moving.import(&[]).await;
+    assert!(refused.code == Some(1) && refused.stderr.contains("client-secret is there"), "{refused:?}");
+    std::fs::remove_file(&secret).unwrap();
+    let store = moving.config.dir().join("relay.db");
+    std::fs::write(&store, "Dear Sir".repeat(1000)).unwrap();
+    assert_eq!(moving.import(&["--apply"]).await.code, Some(1), "the tokens cannot be kept");
+    assert!(std::fs::read_to_string(&toml).unwrap() == shipped && !kept.exists() && !secret.exists());
+    assert_eq!(moving.odoo.changes(), Vec::<String>::new());
+    std::fs::remove_file(&store).unwrap();
+
+    let said = moving.import(&["--apply"]).await.success();
+    assert!(said.contains("relay.toml.before-import") && said.contains("Odoo is set to the relay"), "{said}");
+    assert_eq!(std::fs::read_to_string(&kept).unwrap(), shipped);
+    assert!(std::fs::read_to_string(&toml).unwrap().contains(CLIENT_ID));
 }
 
 /// What an outgoing server is set to, by its name.

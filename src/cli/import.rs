@@ -6,7 +6,7 @@ use super::connect::with_store;
 use super::table::wrap;
 use super::{block_on, say, say_json};
 use crate::clock;
-use crate::config::Config;
+use crate::config::{Config, is_placeholder};
 use crate::consent;
 use crate::import::file::{Feed, relay_toml};
 use crate::import::plan::{Left, Plan, plan};
@@ -18,7 +18,7 @@ use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use secrecy::{ExposeSecret, SecretString};
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -60,9 +60,11 @@ pub(super) struct Arguments {
     undo: bool,
 }
 
-/// The files that are written, none of which may be there before.
+/// The files that are written, none of which may be there before, but for the relay.toml that the package puts there.
 struct Files {
     toml: PathBuf,
+    /// Where that one is kept.
+    before: PathBuf,
     client_secret: PathBuf,
     odoo_password: PathBuf,
 }
@@ -74,12 +76,23 @@ impl Files {
         Self {
             client_secret: toml.with_file_name("client-secret"),
             odoo_password: toml.with_file_name("odoo-password"),
+            before: toml.with_file_name("relay.toml.before-import"),
             toml,
         }
     }
 
-    fn all(&self) -> [&Path; 3] {
-        [&self.toml, &self.client_secret, &self.odoo_password]
+    /// The first of them that is in the way.
+    fn in_the_way(&self) -> Option<&Path> {
+        let toml = if is_placeholder(&self.toml) { &self.before } else { &self.toml };
+        [toml, &self.client_secret, &self.odoo_password]
+            .into_iter()
+            .find(|file| file.exists())
+            .map(|file| &**file)
+    }
+
+    /// Whether there is a relay.toml of somebody's.
+    fn has_toml(&self) -> bool {
+        self.toml.exists() && !is_placeholder(&self.toml)
     }
 }
 
@@ -115,7 +128,7 @@ pub(super) fn import(arguments: &Arguments, config: &Path, json: bool) -> anyhow
         is_administrator: arguments.feed_login.is_none(),
     };
     let toml = relay_toml(&plan, feed, arguments.store.as_deref());
-    if arguments.apply && files.toml.exists() && !arguments.dry_run {
+    if arguments.apply && files.has_toml() && !arguments.dry_run {
         apply::apply(&rpc, &files.toml, Some(&plan))?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -131,7 +144,7 @@ pub(super) fn import(arguments: &Arguments, config: &Path, json: bool) -> anyhow
         print(&files, &toml, &plan, records.version, arguments.dry_run)?;
     }
     if arguments.apply && arguments.dry_run {
-        apply::preview(&rpc, &files.toml, &plan)?;
+        apply::preview(&rpc, files.has_toml().then_some(&files.toml), &plan)?;
     } else if arguments.apply {
         apply::apply(&rpc, &files.toml, Some(&plan))?;
     }
@@ -145,20 +158,25 @@ fn write<'f>(
     secrets: impl Iterator<Item = (&'f PathBuf, Option<SecretString>)>,
     plan: &Plan,
 ) -> anyhow::Result<()> {
-    if let Some(there) = files.all().into_iter().find(|file| file.exists()) {
+    if let Some(there) = files.in_the_way() {
         bail!(
             "{} is there already and is not overwritten: name another folder with -o DIR, or move it away",
             there.display()
         );
     }
+    let shipped = files.toml.exists();
+    if shipped {
+        let kept = std::fs::rename(&files.toml, &files.before);
+        kept.with_context(|| format!("{}: cannot be kept", files.toml.display()))?;
+    }
     let mut written = Vec::new();
     let done = (|| {
         for (path, secret) in secrets {
             if let Some(secret) = secret {
-                create(path, &format!("{}\n", secret.expose_secret()), &mut written)?;
+                create(path, &format!("{}\n", secret.expose_secret()), SECRET, &mut written)?;
             }
         }
-        create(&files.toml, toml, &mut written)?;
+        create(&files.toml, toml, OPEN, &mut written)?;
         let config = Config::load(&files.toml).context("Odoo has values that no configuration can have")?;
         keep_tokens(&config, plan)
     })();
@@ -166,20 +184,31 @@ fn write<'f>(
         for path in written {
             drop(std::fs::remove_file(path));
         }
+        if shipped {
+            drop(std::fs::rename(&files.before, &files.toml));
+        }
     }
     done
 }
 
-/// Creates a file that nobody else may read, with what it is to hold.
-fn create(path: &Path, content: &str, written: &mut Vec<PathBuf>) -> anyhow::Result<()> {
+/// The permissions of a secret's file.
+const SECRET: u32 = 0o600;
+/// Those of relay.toml, in which no secret stands: the service, which is a user of its own, reads it itself.
+const OPEN: u32 = 0o644;
+
+/// Creates a file with what it is to hold, and with these permissions whatever the umask.
+fn create(path: &Path, content: &str, mode: u32, written: &mut Vec<PathBuf>) -> anyhow::Result<()> {
     let cannot = || format!("{}: cannot be written", path.display());
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).with_context(cannot)?;
     }
-    let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(SECRET).open(path);
     let mut file = file.with_context(cannot)?;
     written.push(path.to_owned());
-    file.write_all(content.as_bytes()).and_then(|()| file.sync_all()).with_context(cannot)
+    file.set_permissions(std::fs::Permissions::from_mode(mode))
+        .and_then(|()| file.write_all(content.as_bytes()))
+        .and_then(|()| file.sync_all())
+        .with_context(cannot)
 }
 
 /// Seals the tokens in the store, as new consents to the same app.
@@ -204,6 +233,9 @@ fn print(files: &Files, toml: &str, plan: &Plan, version: u32, dry_run: bool) ->
         ))?;
     } else {
         say(format_args!("Odoo {version}: {file} is written, with its secrets beside it."))?;
+        if files.before.exists() {
+            say(format_args!("The file that was installed there is kept: {}", files.before.display()))?;
+        }
     }
     for mailbox in &plan.mailboxes {
         let token = if mailbox.token.is_some() { "there" } else { "MISSING" };

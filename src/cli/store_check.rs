@@ -10,11 +10,16 @@ use crate::failure::chain;
 use crate::store::{self, Error, Health, Inside, KeyHealth, Store};
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// What to do about a file that is damaged.
 const RESTORE: &str = "stop the daemon, put a backup in its place with `outlook-relay store restore BACKUP`, and start it \
                        again; what is there now is kept";
+/// What to do about a disk that fills up. systemd lets the service write to its own folder alone, so another `[store]` url is
+/// no way out.
+const ROOM: &str = "free some space, or stop the daemon and its socket, copy what lies in /var/lib/private/outlook-relay to a \
+                    larger disk (cp -a), mount that disk at /var/lib/private/outlook-relay, and start both again";
 /// Less free space than this is worth a word: 1 GiB.
 const LITTLE: u64 = 1 << 30;
 
@@ -72,6 +77,7 @@ fn bad(
 fn findings(health: &Health, runs: bool) -> Vec<Finding> {
     let mut findings =
         vec![ok("daemon", if runs { "runs" } else { "does not run" }), file(health), space(health)];
+    findings.extend(owner(&health.strangers));
     match &health.inside {
         Err(error) => {
             let (meaning, remedy) = match error {
@@ -111,6 +117,18 @@ fn file(health: &Health) -> Finding {
     bad("file", Outcome::Failed, seen, "others may read the mail in it", "chmod 600 that file")
 }
 
+/// Files that the daemon, whose the folder is, cannot use.
+fn owner(strangers: &[PathBuf]) -> Option<Finding> {
+    let folder = strangers.first()?.parent()?.display();
+    let names: Vec<String> = strangers.iter().map(|file| file.display().to_string()).collect();
+    let (seen, meaning) = (
+        format!("{} and their folder do not belong to the same user", names.join(", ")),
+        "the daemon, whose the folder is, cannot use them, and does not start or stops",
+    );
+    let remedy = format!("chown --reference={folder} {}", names.join(" "));
+    Some(bad("owner", Outcome::Failed, seen, meaning, remedy))
+}
+
 fn space(health: &Health) -> Finding {
     let Some(free) = health.free else {
         return bad("free space", Outcome::Skipped, "cannot be asked", "", "");
@@ -119,21 +137,11 @@ fn space(health: &Health) -> Finding {
     match free {
         0..store::RESERVE => {
             let meaning = "new mail is refused: the last of the disk is kept for sending what waits";
-            bad(
-                "free space",
-                Outcome::Failed,
-                seen,
-                meaning,
-                "free some space, or move the store to a larger disk",
-            )
+            bad("free space", Outcome::Failed, seen, meaning, ROOM)
         }
-        store::RESERVE..LITTLE => bad(
-            "free space",
-            Outcome::Warning,
-            seen,
-            "once it is used up, new mail is refused",
-            "free some space, or move the store to a larger disk",
-        ),
+        store::RESERVE..LITTLE => {
+            bad("free space", Outcome::Warning, seen, "once it is used up, new mail is refused", ROOM)
+        }
         _ => ok("free space", seen),
     }
 }
@@ -201,7 +209,7 @@ mod tests {
     use super::*;
 
     fn health(inside: Result<Inside, Error>) -> Health {
-        Health { bytes: 4096, log_bytes: 0, mode: 0o600, free: Some(50 << 30), inside }
+        Health { bytes: 4096, log_bytes: 0, mode: 0o600, strangers: Vec::new(), free: Some(50 << 30), inside }
     }
 
     fn inside() -> Inside {
@@ -238,6 +246,18 @@ mod tests {
             wrong(&Health { free: Some(store::RESERVE), ..health(Ok(inside())) }),
             [("free space", Warning)]
         );
+        let strangers = vec!["/x/relay.key".into(), "/x/relay.lock".into()];
+        let health_of_root = Health { strangers, ..health(Ok(inside())) };
+        assert_eq!(wrong(&health_of_root), [("owner", Failed)]);
+        let remedy = owner(&health_of_root.strangers).unwrap().remedy;
+        assert_eq!(remedy, "chown --reference=/x /x/relay.key /x/relay.lock");
+        // systemd.exec(5): a unit with ProtectSystem=strict and DynamicUser= has its StateDirectory= there, and writes nowhere else.
+        let unit = include_str!("../../deploy/outlook-relay.service");
+        for line in ["ProtectSystem=strict", "DynamicUser=yes", "StateDirectory=outlook-relay"] {
+            assert!(unit.contains(&format!("\n{line}\n")), "{line}");
+        }
+        let remedy = space(&Health { free: Some(1), ..health(Ok(inside())) }).remedy;
+        assert!(remedy.contains("mount that disk at /var/lib/private/outlook-relay"), "{remedy}");
         let with = |change: fn(&mut Inside)| {
             let mut inside = inside();
             change(&mut inside);

@@ -58,7 +58,7 @@ impl Credential {
         let (has_certificate, has_key) =
             (section.has("client_certificate_file"), section.has("client_key_file"));
         let certificate = section.path_of("client_certificate_file");
-        let key = section.path_of("client_key_file");
+        let key = section.private_path("client_key_file");
         if has_certificate != has_key {
             let (given, missing) = if has_key {
                 ("client_key_file", "client_certificate_file")

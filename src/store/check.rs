@@ -3,7 +3,7 @@
 use super::error::opening;
 use super::file::{MIGRATIONS, bare, beside, free, is_ours, version};
 use super::sealed::opened;
-use super::{Config, Error, Store, timestamp};
+use super::{Config, Error, Store, owner, timestamp};
 use crate::address::Address;
 use crate::failure::chain;
 use crate::sealing::{KeyId, Keyring, Owner, key_id};
@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 
 /// So many of the damages that SQLite finds are read: the first tell enough.
 const MOST: u32 = 10;
@@ -24,6 +25,8 @@ pub struct Health {
     pub log_bytes: u64,
     /// The permissions of its file.
     pub mode: u32,
+    /// Files beside it, or itself, that belong to another than their folder does.
+    pub strangers: Vec<PathBuf>,
     /// Bytes that are free on its disk; `None`: that could not be asked.
     pub free: Option<u64>,
     /// What is in it, or why it cannot be looked into.
@@ -110,6 +113,7 @@ impl Store {
             bytes: file.len(),
             log_bytes: std::fs::metadata(beside(path, "-wal")).map_or(0, |log| log.len()),
             mode: file.permissions().mode() & 0o7777,
+            strangers: owner::strangers(config),
             free: free(path),
             inside,
         })

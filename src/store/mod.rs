@@ -14,6 +14,7 @@ mod inbox;
 mod invites;
 mod message;
 mod overview;
+mod owner;
 mod pace;
 mod prune;
 mod quarantine;
@@ -91,7 +92,7 @@ impl Config {
 
     /// Reads `[store]`; a relative path is taken from the configuration's folder.
     pub fn read(section: &mut Section<'_>) -> Self {
-        let key_file = section.path_of("key_file");
+        let key_file = section.private_path("key_file");
         if let Some(Err(mistake)) = key_file.as_deref().map(check_key_file) {
             section.mistake("key_file", mistake);
         }

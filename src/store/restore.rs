@@ -5,7 +5,7 @@ use super::check::{self, KeyHealth};
 use super::error::opening;
 use super::file::{MIGRATIONS, bare, beside, create_private, folder_of, is_ours, sync_folder, version};
 use super::sealed::truncate_log;
-use super::{Config, Error, Store, real, timestamp};
+use super::{Config, Error, Store, owner, real, timestamp};
 use crate::clock;
 use crate::sealing::Keyring;
 use jiff::Timestamp;
@@ -64,6 +64,8 @@ impl Store {
                 return Err(error);
             }
         };
+        // A key that was put back by hand is root's, and the daemon could not read it.
+        owner::give_back(config)?;
         let before = set_aside(&store).await?;
         std::fs::rename(&new, &store).map_err(failed(&store, "put in place"))?;
         sync_folder(&store).map_err(failed(&store, "sync its folder"))?;

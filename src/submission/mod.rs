@@ -134,8 +134,8 @@ fn max_message_size(section: &mut Section<'_>) -> u64 {
 
 fn tls(section: &mut Section<'_>) -> Option<Arc<ServerConfig>> {
     let (has_certificate, has_key) = (section.has("tls_certificate"), section.has("tls_key"));
-    let certificate = section.path_of("tls_certificate");
-    let key = section.path_of("tls_key");
+    let certificate = section.private_path("tls_certificate");
+    let key = section.private_path("tls_key");
     if has_certificate != has_key {
         let (given, missing) =
             if has_key { ("tls_key", "tls_certificate") } else { ("tls_certificate", "tls_key") };

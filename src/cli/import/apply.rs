@@ -11,12 +11,12 @@ use anyhow::{Context, bail};
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// What `--apply` would do.
-pub(super) fn preview(rpc: &Rpc, toml: &Path, plan: &Plan) -> anyhow::Result<()> {
-    let steps = if toml.exists() {
+/// What `--apply` would do, with the relay.toml that is there.
+pub(super) fn preview(rpc: &Rpc, toml: Option<&PathBuf>, plan: &Plan) -> anyhow::Result<()> {
+    let steps = if let Some(toml) = toml {
         of_config(rpc, &Config::load(toml)?, plan)?
     } else {
         let with = |has: fn(&bool) -> bool| {
