@@ -27,26 +27,26 @@ const OWN: [&str; 2] =
 
 /// What to do about a file that the service, which has `credentials` from systemd, may not read; `None`: it may, or it is
 /// not there.
-pub fn unreadable(name: &Path, path: &Path, credentials: &Path) -> Option<String> {
+pub fn unreadable(name: &Path, path: &Path, folder: &Path, credentials: &Path) -> Option<String> {
     let error =
         std::fs::File::open(path).err().filter(|error| error.kind() == ErrorKind::PermissionDenied)?;
     Some(format!(
         "names {}, which cannot be read: {error}: {}",
         path.display(),
-        remedy(name, path, credentials)
+        remedy(name, path, folder, credentials)
     ))
 }
 
-fn remedy(name: &Path, path: &Path, credentials: &Path) -> String {
+fn remedy(name: &Path, path: &Path, folder: &Path, credentials: &Path) -> String {
     // The unit's stand-in for a file that was not there yet when the service started.
     if credentials.join(name).exists() {
         return "systemd hands it over at the start: `systemctl restart outlook-relay`".to_owned();
     }
-    format!("{}, then restart", lines(name, path))
+    format!("{}, then restart", lines(name, path, folder))
 }
 
 /// What to say of a file that only root may read, where the unit does not hand it over; `None`: all is well.
-pub fn only_root(name: &Path, path: &Path) -> Option<String> {
+pub fn only_root(name: &Path, path: &Path, folder: &Path) -> Option<String> {
     let file = std::fs::metadata(path).ok()?;
     // Beside relay.toml, which the service has to reach itself, only the file's own permissions matter.
     let folders = if name.is_absolute() { path.parent() } else { None };
@@ -59,7 +59,7 @@ pub fn only_root(name: &Path, path: &Path) -> Option<String> {
     Some(format!(
         "names {}, which only root may read, and the service is a user of its own: {}, then `systemctl restart outlook-relay`",
         path.display(),
-        lines(name, path)
+        lines(name, path, folder)
     ))
 }
 
@@ -91,15 +91,23 @@ fn texts(place: &Path) -> Vec<String> {
     files.iter().filter_map(|file| std::fs::read_to_string(file).ok()).collect()
 }
 
-/// How the unit comes to hand a file over.
-fn lines(name: &Path, path: &Path) -> String {
-    let short = name.file_name().unwrap_or(name.as_os_str()).display();
-    let rename =
-        if name.components().count() > 1 { format!(", name it \"{short}\" here") } else { String::new() };
-    format!(
-        "`systemctl edit outlook-relay`, write the lines [Service], LoadCredential={short}:{} and SetCredential={short}:\\n{rename}",
-        path.display()
-    )
+/// How the unit comes to hand a file over. Every command reads the secrets as well, beside relay.toml in `folder`: so a file
+/// from elsewhere needs a name there.
+fn lines(name: &Path, path: &Path, folder: &Path) -> String {
+    let short = Path::new(name.file_name().unwrap_or(name.as_os_str()));
+    let beside = folder.join(short);
+    let (is_beside, shown) = (beside == path, short.display());
+    let mut steps = Vec::new();
+    if !is_beside {
+        steps.push(format!("`ln -s {} {}`, write \"{shown}\" here", path.display(), beside.display()));
+    }
+    if is_beside || !is_handed_over(short, std::iter::empty()) {
+        steps.push(format!(
+            "`systemctl edit outlook-relay` with the lines [Service], LoadCredential={shown}:{} and SetCredential={shown}:\\n",
+            beside.display()
+        ));
+    }
+    steps.join(", ")
 }
 
 #[cfg(test)]
@@ -140,19 +148,23 @@ mod tests {
         let credentials = tempfile::tempdir().unwrap();
         std::fs::write(credentials.path().join("client-secret"), "\n").unwrap();
         let said = |name: &str| {
-            let path = Path::new("/etc/outlook-relay").join(name);
-            remedy(Path::new(name), &path, credentials.path())
+            let folder = Path::new("/etc/outlook-relay");
+            remedy(Path::new(name), &folder.join(name), folder, credentials.path())
         };
         assert!(
             said("client-secret").contains("systemctl restart") && !said("client-secret").contains("edit")
         );
         let other = said("other");
+        let unit = "LoadCredential=other:/etc/outlook-relay/other and SetCredential=other:\\n,";
+        assert!(other.contains(unit) && !other.contains("ln -s"), "{other}");
+        // A path is never a credential, and every command of root's reads the file under its name beside relay.toml.
+        let far = said("/etc/letsencrypt/live/x/privkey.pem");
+        let link = "`ln -s /etc/letsencrypt/live/x/privkey.pem /etc/outlook-relay/privkey.pem`, write \"privkey.pem\" here";
+        assert!(far.contains(link) && !far.contains("systemctl edit"), "{far}");
+        let both = said("/etc/letsencrypt/live/x/other.pem");
         assert!(
-            other.contains("LoadCredential=other:/etc/outlook-relay/other and SetCredential=other:\\n,"),
-            "{other}"
+            both.contains("ln -s") && both.contains("LoadCredential=other.pem:/etc/outlook-relay/other.pem"),
+            "{both}"
         );
-        let far = said("/etc/letsencrypt/live/x/key.pem");
-        assert!(far.contains("LoadCredential=key.pem:/etc/letsencrypt/live/x/key.pem"), "{far}");
-        assert!(far.contains("name it \"key.pem\" here"), "{far}");
     }
 }

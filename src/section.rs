@@ -208,13 +208,13 @@ impl<'i> Section<'i> {
         let (name, path) = self.looked_up(key)?;
         match self.file.credentials {
             Some(credentials) => {
-                if let Some(mistake) = credentials::unreadable(&name, &path, credentials) {
+                if let Some(mistake) = credentials::unreadable(&name, &path, self.file.folder, credentials) {
                     self.mistake(key, mistake);
                     return None;
                 }
             }
             None => {
-                if let Some(message) = credentials::only_root(&name, &path) {
+                if let Some(message) = credentials::only_root(&name, &path, self.file.folder) {
                     let (line, key) = self.place(key);
                     self.file.warnings.borrow_mut().push(Mistake { line, key, message });
                 }
