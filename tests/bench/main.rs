@@ -17,6 +17,7 @@
 //! synced, one after the other). Ratios count; figures vary with the machine.
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program that prints what it measures")]
+#![expect(clippy::indexing_slicing, reason = "what it indexes it has just made")]
 
 mod idle;
 mod inbound;
