@@ -1,5 +1,6 @@
 //! `inbox`: what Odoo refuses of the received mail; a person may have it tried again.
 
+use super::done::{Done, tell};
 use super::table::{table, time};
 use super::{block_on, find_mailbox, say, say_json};
 use crate::clock;
@@ -7,7 +8,6 @@ use crate::config::Config;
 use crate::store::{PushState, Quarantined, QuarantinedId, Store};
 use anyhow::Context;
 use clap::Args;
-use std::io::Write;
 use std::process::ExitCode;
 
 /// Which messages, of those that something is done to: they have to be named somehow.
@@ -22,15 +22,6 @@ pub(super) struct Named {
     /// Those of this mailbox.
     #[arg(long, value_name = "ADDRESS")]
     mailbox: Option<String>,
-}
-
-/// What became of a message that was to be tried again.
-#[derive(Debug, serde::Serialize)]
-struct Done {
-    id: QuarantinedId,
-    done: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<&'static str>,
 }
 
 /// Lists what is quarantined.
@@ -68,20 +59,7 @@ pub(super) fn retry(config: &Config, named: &Named, json: bool) -> anyhow::Resul
         writing.await.context("the store's writer failed")?;
         done
     })?;
-    let left = done.iter().filter(|one| !one.done).count();
-    if json {
-        say_json(&done)?;
-    } else {
-        for Done { id, reason, .. } in &done {
-            if let Some(reason) = reason {
-                drop(writeln!(std::io::stderr(), "{id}: {reason}"));
-            }
-        }
-        let count = done.len() - left;
-        let plural = if count == 1 { "message" } else { "messages" };
-        say(format_args!("{count} {plural} to be tried now."))?;
-    }
-    Ok(if left == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    tell(&done, "to be tried now", json)
 }
 
 /// Tries those with these ids again; without ids, all.
@@ -89,10 +67,10 @@ async fn retry_all(
     store: &Store,
     quarantined: Vec<Quarantined>,
     ids: Vec<QuarantinedId>,
-) -> anyhow::Result<Vec<Done>> {
+) -> anyhow::Result<Vec<Done<QuarantinedId>>> {
     let now = clock::now();
     let missing = ids.iter().filter(|id| !quarantined.iter().any(|message| message.id == **id));
-    let mut all: Vec<Done> = missing
+    let mut all: Vec<Done<QuarantinedId>> = missing
         .map(|id| Done {
             id: id.clone(),
             done: false,

@@ -3,6 +3,7 @@
 mod check;
 mod connect;
 mod doctor;
+mod done;
 mod import;
 mod inbox;
 mod invite;

@@ -1,5 +1,6 @@
 //! `queue`: what waits to be sent and what was given up; a person may have it tried again, or cancel it.
 
+use super::done::{Done, tell};
 use super::table::{Pages, harmless, size, time, wrap};
 use super::{block_on, find_mailbox, say, say_json};
 use crate::clock;
@@ -57,15 +58,6 @@ pub(super) struct Named {
 pub(super) enum Deed {
     Retry,
     Cancel,
-}
-
-/// What became of a message that something was to be done to.
-#[derive(Debug, serde::Serialize)]
-struct Done {
-    id: QueueId,
-    done: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<&'static str>,
 }
 
 impl Filter {
@@ -195,23 +187,11 @@ pub(super) fn change(config: &Config, named: &Named, deed: Deed, json: bool) -> 
         writing.await?;
         done
     })?;
-    let left = done.iter().filter(|one| !one.done).count();
-    if json {
-        say_json(&done)?;
-    } else {
-        for Done { id, reason, .. } in &done {
-            if let Some(reason) = reason {
-                drop(writeln!(std::io::stderr(), "{id}: {reason}"));
-            }
-        }
-        let count = done.len() - left;
-        let plural = if count == 1 { "message" } else { "messages" };
-        match deed {
-            Deed::Retry => say(format_args!("{count} {plural} to be tried now."))?,
-            Deed::Cancel => say(format_args!("{count} {plural} cancelled."))?,
-        }
-    }
-    Ok(if left == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let deed = match deed {
+        Deed::Retry => "to be tried now",
+        Deed::Cancel => "cancelled",
+    };
+    tell(&done, deed, json)
 }
 
 async fn change_all(
@@ -220,7 +200,7 @@ async fn change_all(
     selection: &Selection,
     ids: Vec<QueueId>,
     deed: Deed,
-) -> anyhow::Result<Vec<Done>> {
+) -> anyhow::Result<Vec<Done<QueueId>>> {
     let mut picked = Vec::new();
     if ids.is_empty() {
         each(store, selection, |message| {

@@ -257,3 +257,18 @@ pub(super) fn header_lines(raw: &[u8]) -> impl Iterator<Item = (String, &[u8])> 
         Some((String::from_utf8_lossy(&field[..colon]).into_owned(), field))
     })
 }
+
+/// What a report of a failed delivery is about: the failed message's Message-Id, and the address.
+pub(super) fn reported(raw: &[u8]) -> Option<(String, String)> {
+    let is_report = |(name, line): (String, &[u8])| {
+        name.eq_ignore_ascii_case("content-type") && memmem::find(line, b"multipart/report").is_some()
+    };
+    if !header_lines(raw).any(is_report) {
+        return None;
+    }
+    let text = String::from_utf8_lossy(raw);
+    let recipient = text.split_once("\r\nFinal-Recipient:")?.1.split_once(';')?.1.lines().next()?.trim();
+    let quoted = text.split_once("text/rfc822-headers")?.1.to_lowercase();
+    let message_id = quoted.split_once("\r\nmessage-id:")?.1.split_once('<')?.1.split_once('>')?.0.to_owned();
+    Some((format!("<{message_id}>"), recipient.to_owned()))
+}

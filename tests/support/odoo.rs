@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use super::events::Events;
 use super::gauge::Gauge;
 use super::http;
-use super::imap_data::header_lines;
+use super::imap_data::{header_lines, reported};
 use super::json2;
 use super::script::{Rule, Script};
 use super::server::Server;
@@ -416,21 +416,6 @@ fn notifications(shared: &Shared, domain: Option<&Value>) -> usize {
     usize::from(shared.bounces.lock().unwrap().contains(&wanted))
 }
 
-/// What a report of a failed delivery is about: the failed message's Message-Id, and the address.
-fn bounce(raw: &[u8]) -> Option<(String, String)> {
-    let is_report = |(name, line): (String, &[u8])| {
-        name.eq_ignore_ascii_case("content-type") && memmem::find(line, b"multipart/report").is_some()
-    };
-    if !header_lines(raw).any(is_report) {
-        return None;
-    }
-    let text = String::from_utf8_lossy(raw);
-    let recipient = text.split_once("\r\nFinal-Recipient:")?.1.split_once(';')?.1.lines().next()?.trim();
-    let quoted = text.split_once("text/rfc822-headers")?.1.to_lowercase();
-    let message_id = quoted.split_once("\r\nmessage-id:")?.1.split_once('<')?.1.split_once('>')?.0.to_owned();
-    Some((format!("<{message_id}>"), recipient.to_owned()))
-}
-
 async fn message_process(shared: &Shared, args: Value, kwargs: Value) -> Reply {
     let Value::Array(mut args) = args else {
         return Reply::Fault(1, "args must be a list".to_owned());
@@ -467,7 +452,7 @@ async fn message_process(shared: &Shared, args: Value, kwargs: Value) -> Reply {
         Answer::Taken | Answer::TakenThenCut | Answer::CutThenTaken(_) | Answer::TakenThenSilence
     );
     let count = i64::try_from(posts.iter().filter(|post| post.record.is_some()).count()).unwrap();
-    let bounce = bounce(&raw);
+    let bounce = reported(&raw);
     let record = (takes && !duplicate && bounce.is_none()).then_some(count + 1);
     if takes {
         shared.bounces.lock().unwrap().extend(bounce);
