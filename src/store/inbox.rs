@@ -126,18 +126,24 @@ pub struct Note {
 #[derive(Debug)]
 pub(super) enum InboxWrite {
     Found { mailbox: Address, folder: String, mark: Mark, uids: Vec<u32>, at: Timestamp },
-    Push { mailbox: Address, folder: String, uidvalidity: u32, uid: u32, update: Update },
+    Push { mailbox: Address, folder: String, uidvalidity: u32, updates: Vec<Update> },
     Some { mailbox: Address, folder: String, uidvalidity: u32, uids: Vec<u32>, change: Change },
     Prune(Prune),
 }
 
-/// How a ledger row changes.
-#[derive(Debug)]
-pub(super) struct Update {
-    state: PushState,
-    note: Note,
-    next_try_at: Timestamp,
-    at: Timestamp,
+/// How a message's row changes.
+#[derive(Clone, Debug)]
+pub struct Update {
+    /// Which message's.
+    pub uid: u32,
+    /// `Pushing` before a push, whose try it counts; then what became of it.
+    pub state: PushState,
+    /// What is known of it now.
+    pub note: Note,
+    /// When it is due again; it matters for those that are refused or wait.
+    pub next_try_at: Timestamp,
+    /// Now.
+    pub at: Timestamp,
 }
 
 impl InboxWrite {
@@ -265,9 +271,23 @@ impl Store {
         next_try_at: Timestamp,
         at: Timestamp,
     ) -> Result<(), Error> {
+        let update = Update { uid, state, note, next_try_at, at };
+        self.note_pushes(mailbox, folder, uidvalidity, vec![update]).await
+    }
+
+    /// The same for several messages of a folder, in one commit: all of it is on disk then, or nothing.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub async fn note_pushes(
+        &self,
+        mailbox: &Address,
+        folder: &str,
+        uidvalidity: u32,
+        updates: Vec<Update>,
+    ) -> Result<(), Error> {
         let (mailbox, folder) = (mailbox.clone(), folder.to_owned());
-        let update = Update { state, note, next_try_at, at };
-        self.write(Write::Inbox(InboxWrite::Push { mailbox, folder, uidvalidity, uid, update })).await
+        self.write(Write::Inbox(InboxWrite::Push { mailbox, folder, uidvalidity, updates })).await
     }
 
     /// Whether Odoo already took a message with this Message-Id from this mailbox.
@@ -365,35 +385,36 @@ pub(super) async fn apply(write: &InboxWrite, connection: &mut SqliteConnection)
             .await
             .map(drop)
         }
-        InboxWrite::Push { mailbox, folder, uidvalidity, uid, update } => {
-            let tried = i64::from(update.state == PushState::Pushing);
-            sqlx::query(
-                "UPDATE received SET state = $5, tries = tries + $6, message_id = coalesce($7, message_id), \
-                 answer = coalesce($8, answer), next_try_at = $9, changed_at = $10, \
-                 sender = nullif(coalesce($11, sender), ''), refusals = refusals + $12, \
-                 pushed_at = CASE $6 WHEN 1 THEN $10 ELSE pushed_at END \
-                 WHERE mailbox = $1 AND folder = $2 AND uidvalidity = $3 AND uid = $4",
-            )
-            .bind(mailbox.as_str())
-            .bind(folder)
-            .bind(i64::from(*uidvalidity))
-            .bind(i64::from(*uid))
-            .bind(update.state.as_str())
-            .bind(tried)
-            .bind(&update.note.message_id)
-            .bind(&update.note.answer)
-            .bind(millis(update.next_try_at))
-            .bind(millis(update.at))
-            .bind(&update.note.sender)
-            .bind(i64::from(update.note.refused))
-            .execute(&mut *connection)
-            .await?;
-            if update.note.bounce {
-                sqlx::query("UPDATE inbox SET bounces = bounces + 1 WHERE mailbox = $1 AND folder = $2")
-                    .bind(mailbox.as_str())
-                    .bind(folder)
-                    .execute(connection)
-                    .await?;
+        InboxWrite::Push { mailbox, folder, uidvalidity, updates } => {
+            for update in updates {
+                sqlx::query(
+                    "UPDATE received SET state = $5, tries = tries + $6, message_id = coalesce($7, message_id), \
+                     answer = coalesce($8, answer), next_try_at = $9, changed_at = $10, \
+                     sender = nullif(coalesce($11, sender), ''), refusals = refusals + $12, \
+                     pushed_at = CASE $6 WHEN 1 THEN $10 ELSE pushed_at END \
+                     WHERE mailbox = $1 AND folder = $2 AND uidvalidity = $3 AND uid = $4",
+                )
+                .bind(mailbox.as_str())
+                .bind(folder)
+                .bind(i64::from(*uidvalidity))
+                .bind(i64::from(update.uid))
+                .bind(update.state.as_str())
+                .bind(i64::from(update.state == PushState::Pushing))
+                .bind(&update.note.message_id)
+                .bind(&update.note.answer)
+                .bind(millis(update.next_try_at))
+                .bind(millis(update.at))
+                .bind(&update.note.sender)
+                .bind(i64::from(update.note.refused))
+                .execute(&mut *connection)
+                .await?;
+                if update.note.bounce {
+                    sqlx::query("UPDATE inbox SET bounces = bounces + 1 WHERE mailbox = $1 AND folder = $2")
+                        .bind(mailbox.as_str())
+                        .bind(folder)
+                        .execute(&mut *connection)
+                        .await?;
+                }
             }
             Ok(())
         }
