@@ -37,7 +37,8 @@ pub(super) async fn run(context: &Context, soft: &CancellationToken) {
 
 struct Search<'c> {
     context: &'c Context,
-    line: Option<Line>,
+    /// Apart from what every mailbox holds at all times: hardly one of them has it.
+    line: Option<Box<Line>>,
 }
 
 /// A session.
@@ -63,11 +64,11 @@ impl Search<'_> {
     async fn work(mut self) {
         let (store, mailbox) = (&self.context.store, self.context.mailbox.address());
         let mut woken = store.woken();
-        self.say_what_a_crash_left().await;
+        Box::pin(self.say_what_a_crash_left()).await;
         loop {
             let now = clock::now();
             let wait = match store.unknown(mailbox, now, BATCH).await {
-                Ok(batch) if !batch.is_empty() => match self.resolve(&batch).await {
+                Ok(batch) if !batch.is_empty() => match Box::pin(self.resolve(&batch)).await {
                     true => continue,
                     false => BREATHER,
                 },
@@ -86,7 +87,7 @@ impl Search<'_> {
             if wait >= KEEP
                 && let Some(line) = self.line.take()
             {
-                line.session.logout().await;
+                Box::pin(line.session.logout()).await;
             }
             tokio::select! {
                 () = self.context.unknown.notified() => {}
@@ -137,7 +138,7 @@ impl Search<'_> {
     }
 
     /// The session in hand, or a new one; `true`: it was in hand.
-    async fn line(&mut self) -> Result<(Line, bool), Looked> {
+    async fn line(&mut self) -> Result<(Box<Line>, bool), Looked> {
         if let Some(line) = self.line.take() {
             return Ok((line, true));
         }
@@ -156,7 +157,7 @@ impl Search<'_> {
                         session.logout().await;
                         return Err(Looked::Impossible(no_folder()));
                     }
-                    return Ok((Line { session, token, folders }, false));
+                    return Ok((Box::new(Line { session, token, folders }), false));
                 }
                 Err(failure) if again && failure.code == imap_replies::LOGIN_REFUSED => {
                     self.context.tokens.refused(mailbox, &token);

@@ -36,7 +36,7 @@ pub struct Inbox {
     room: Room,
     /// Trouble with the store.
     disk: Trouble,
-    line: Option<Line>,
+    line: Option<Box<Line>>,
     /// Turns that failed in a row.
     failures: u32,
     /// Sessions in a row that ended soon after their first look.
@@ -117,7 +117,7 @@ impl Inbox {
             }
         }
         if let Some(line) = self.line.take() {
-            line.session.logout().await;
+            Box::pin(line.session.logout()).await;
         }
     }
 
@@ -186,7 +186,7 @@ impl Inbox {
     }
 
     /// The session in hand, or a new one where there is none or its token is about to expire.
-    async fn line(&mut self, soft: &CancellationToken) -> Result<Line, Stop> {
+    async fn line(&mut self, soft: &CancellationToken) -> Result<Box<Line>, Stop> {
         if let Some(line) = self.line.take() {
             if !line.expires_soon() {
                 return Ok(line);
@@ -195,7 +195,7 @@ impl Inbox {
         }
         tokio::select! {
             () = soft.cancelled() => Err(Stop::Stopping),
-            line = Line::open(&self.desk.mailbox, &self.tokens, &self.tls) => line,
+            line = Line::open(&self.desk.mailbox, &self.tokens, &self.tls) => line.map(Box::new),
         }
     }
 
