@@ -3,6 +3,9 @@
 //! The order makes it once only: a message is in the ledger before anything else, a push is booked before it begins,
 //! its outcome is written down before the message is marked. Whatever was booked before may be in Odoo already, so Odoo
 //! is asked for its Message-Id before it is pushed again.
+//!
+//! Each of these writes waits for the disk. One message's outcome and the next one's booking are one write where nothing
+//! has to be waited for in between: then a message costs one sync, not two.
 
 use super::incoming::{self, Incoming};
 use super::line::Stop;
@@ -13,7 +16,7 @@ use crate::failure::{Class, Failure, one_line};
 use crate::logging::seconds;
 use crate::mailbox::Mailbox;
 use crate::odoo::{Gateway, Taken, Turn, answers};
-use crate::store::{Note, PushState, Received, Store};
+use crate::store::{Note, PushState, Received, Store, Update};
 use jiff::Timestamp;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -49,6 +52,24 @@ pub(super) struct Ready {
     pub(super) room: Held,
 }
 
+/// Messages that Odoo has: those of which the ledger says so, and one of which it is about to.
+#[derive(Default)]
+struct There<'a> {
+    written: Vec<u32>,
+    last: Option<Brought<'a>>,
+}
+
+/// A message that Odoo has. Until this is written down, nobody else brings its Message-Id there.
+struct Brought<'a> {
+    row: Received,
+    turn: Turn<'a>,
+    answer: &'static str,
+    /// Odoo took it just now, and took so long.
+    taken: Option<(Taken, Duration)>,
+    bounce: bool,
+    size: u64,
+}
+
 /// What is known of a message before it is pushed.
 enum Known {
     /// Odoo has it.
@@ -59,6 +80,12 @@ enum Known {
     Unsettled(Timestamp),
 }
 
+impl Brought<'_> {
+    fn thread_id(&self) -> Option<i64> {
+        self.taken.and_then(|(taken, _)| taken.thread_id())
+    }
+}
+
 impl Desk {
     /// Brings messages to Odoo, one after the other, until one is stopped. The UIDs of those that Odoo has.
     pub(super) async fn bring_all(
@@ -66,42 +93,58 @@ impl Desk {
         ready: Option<Ready>,
         soft: &CancellationToken,
     ) -> (Vec<u32>, Result<(), Stop>) {
-        let mut there = Vec::new();
-        let Some(Ready { uidvalidity, messages, room }) = ready else {
-            return (there, Ok(()));
+        let Some(ready) = ready else {
+            return (Vec::new(), Ok(()));
         };
+        let (uidvalidity, mut there) = (ready.uidvalidity, There::default());
+        let brought = self.bring_each(ready, &mut there, soft).await;
+        let written = self.write_down(uidvalidity, &mut there).await;
+        (there.written, brought.and(written))
+    }
+
+    async fn bring_each<'a>(
+        &'a self,
+        ready: Ready,
+        there: &mut There<'a>,
+        soft: &CancellationToken,
+    ) -> Result<(), Stop> {
+        let Ready { uidvalidity, messages, room } = ready;
         for (row, raw) in messages {
             if soft.is_cancelled() {
-                return (there, Err(Stop::Stopping));
+                return Err(Stop::Stopping);
             }
-            let uid = row.uid;
-            match Box::pin(self.bring(uidvalidity, row, raw, soft)).await {
-                Ok(true) => there.push(uid),
-                Ok(false) => {}
-                Err(stop) => return (there, Err(stop)),
+            if let Some(brought) = Box::pin(self.bring(uidvalidity, row, raw, there, soft)).await? {
+                there.last = Some(brought);
             }
         }
         drop(room);
-        (there, Ok(()))
+        Ok(())
     }
 
-    /// Whether Odoo has the message now. Else it was set aside, and the next one has its turn.
-    async fn bring(
-        &self,
+    /// The message, if Odoo has it now. Else it was set aside, and the next one has its turn.
+    async fn bring<'a>(
+        &'a self,
         uidvalidity: u32,
         mut row: Received,
         raw: Vec<u8>,
+        there: &mut There<'a>,
         soft: &CancellationToken,
-    ) -> Result<bool, Stop> {
+    ) -> Result<Option<Brought<'a>>, Stop> {
         let size = u64::try_from(raw.len()).unwrap_or(u64::MAX);
         if size > LARGEST {
-            return self.too_large(uidvalidity, &row, size).await.map(|()| false);
+            return self.too_large(uidvalidity, &row, size).await.map(|()| None);
         }
         let address = self.mailbox.address();
         let incoming = incoming::prepare(raw, address, row.message_id.as_deref(), self.gateway.domains());
         row.message_id = Some(incoming.message_id.clone());
         row.sender.clone_from(&incoming.sender);
         tracing::debug!(mailbox = %address, uid = row.uid, message_id = %one_line(&incoming.message_id), size, "fetched");
+        if let Some(turn) = there.last.as_mut().and_then(|last| last.turn.hand_on(&incoming.message_id))
+            && self.is_plainly_new(&row, &incoming).await?
+        {
+            return self.push(uidvalidity, row, turn, incoming, size, there, soft).await;
+        }
+        self.write_down(uidvalidity, there).await?;
         // From here on nobody else brings this Message-Id to Odoo, so that what is known of it stays true.
         let turn = tokio::select! {
             () = soft.cancelled() => return Err(Stop::Stopping),
@@ -109,30 +152,40 @@ impl Desk {
         };
         match self.known(&row, &incoming).await {
             Ok(Known::There) => {
-                self.done_with(uidvalidity, &row, "known", None, false, size).await.map(|()| true)
+                Ok(Some(Brought { row, turn, answer: "known", taken: None, bounce: false, size }))
             }
             Ok(Known::Unsettled(until)) => {
                 let state = if row.state == PushState::Pushing { row.state } else { PushState::Waiting };
                 let wait = clock::until(clock::now(), until);
                 tracing::debug!(mailbox = %address, uid = row.uid, %until, "Odoo may still be at work on it");
-                self.settle(uidvalidity, vec![row.uid], state, wait).await.map(|()| false)
+                self.settle(uidvalidity, vec![row.uid], state, wait).await.map(|()| None)
             }
             Ok(Known::New) => {
                 if let Some(until) = self.too_soon(&row).await? {
                     if !self.is_reply(&incoming).await? {
                         self.postpone(uidvalidity, &row, until).await?;
-                        return Ok(false);
+                        return Ok(None);
                     }
                     row.sender = Some(String::new());
                 }
-                self.push(uidvalidity, &row, turn, incoming, size, soft).await
+                self.push(uidvalidity, row, turn, incoming, size, there, soft).await
             }
             // Odoo cannot say, and pushing it again could make a second record: the next one has its turn.
             Err(Stop::Odoo(failure)) if failure.class == Class::Message => {
-                self.refuse(uidvalidity, &row, &failure).await.map(|()| false)
+                self.refuse(uidvalidity, &row, &failure).await.map(|()| None)
             }
             Err(stop) => Err(stop),
         }
+    }
+
+    /// Whether the ledger alone says that the message is to be pushed, now. (It does not know yet what the push before made,
+    /// and counts that one as a record of its sender.)
+    async fn is_plainly_new(&self, row: &Received, incoming: &Incoming) -> Result<bool, Stop> {
+        Ok(row.tries == 0
+            && row.state != PushState::Pushing
+            && !self.store.was_pushed(self.mailbox.address(), &incoming.message_id).await?
+            && !self.store.pushes_of(&incoming.message_id).await?.tried
+            && self.too_soon(row).await?.is_none())
     }
 
     /// Whether Odoo has the message already: pushed under another UID (the UIDs count anew, or somebody moved it to
@@ -194,16 +247,18 @@ impl Desk {
         self.write(uidvalidity, row, state, answer, false, wait).await
     }
 
-    async fn push(
-        &self,
+    #[expect(clippy::too_many_arguments, reason = "a message, its turn, and what came before it")]
+    async fn push<'a>(
+        &'a self,
         uidvalidity: u32,
-        row: &Received,
-        turn: Turn<'_>,
+        row: Received,
+        turn: Turn<'a>,
         incoming: Incoming,
         size: u64,
+        there: &mut There<'a>,
         soft: &CancellationToken,
-    ) -> Result<bool, Stop> {
-        self.write(uidvalidity, row, PushState::Pushing, None, false, Duration::ZERO).await?;
+    ) -> Result<Option<Brought<'a>>, Stop> {
+        self.book(uidvalidity, &row, there).await?;
         let tries = row.tries.saturating_add(1);
         let (begun, bounce) = (Instant::now(), incoming.bounce);
         let pushing = async {
@@ -226,29 +281,27 @@ impl Desk {
         };
         let failure = match pushed {
             Ok(taken) => {
-                return self
-                    .done_with(uidvalidity, row, taken.as_str(), Some((taken, begun.elapsed())), bounce, size)
-                    .await
-                    .map(|()| true);
+                let (answer, taken) = (taken.as_str(), Some((taken, begun.elapsed())));
+                return Ok(Some(Brought { row, turn, answer, taken, bounce, size }));
             }
             Err(failure) => failure,
         };
         if failure.class == Class::Message {
-            return self.refuse(uidvalidity, row, &failure).await.map(|()| false);
+            return self.refuse(uidvalidity, &row, &failure).await.map(|()| None);
         }
         if tries >= MOST_TRIES && row.pushed_at.is_some_and(|at| self.gateway.took_since(at)) {
             let failure = failure.advise(
                 "Odoo fails at this message, and takes others: look into its log; the message is tried again by itself",
             );
-            return self.refuse(uidvalidity, row, &failure).await.map(|()| false);
+            return self.refuse(uidvalidity, &row, &failure).await.map(|()| None);
         }
         if tries >= MANY_TRIES {
             self.settle(uidvalidity, vec![row.uid], PushState::Waiting, GIVES_WAY).await?;
-            return Ok(false);
+            return Ok(None);
         }
         if !answers::is_unclear(&failure) {
             let wait = failure.retry_after.unwrap_or_default();
-            self.write(uidvalidity, row, PushState::Waiting, Some(failure.to_string()), false, wait).await?;
+            self.write(uidvalidity, &row, PushState::Waiting, Some(failure.to_string()), false, wait).await?;
         }
         Err(Stop::Odoo(failure))
     }
@@ -259,33 +312,47 @@ impl Desk {
         self.quarantine(uidvalidity, row, failure, true, wait).await
     }
 
-    /// Odoo has it: writes that down.
-    async fn done_with(
-        &self,
-        uidvalidity: u32,
-        row: &Received,
-        answer: &'static str,
-        taken: Option<(Taken, Duration)>,
-        bounce: bool,
-        size: u64,
-    ) -> Result<(), Stop> {
-        let thread_id = taken.and_then(|(taken, _)| taken.thread_id());
-        let seconds = taken.map(|(_, time)| seconds(time));
-        let noted = thread_id.map_or_else(|| answer.to_owned(), |id| format!("{answer}: {id}"));
-        let note = Note { answer: Some(noted), bounce, ..Note::default() };
-        self.write_note(uidvalidity, row, PushState::Pushed, note, Duration::ZERO).await?;
+    /// Books a push, and with it, in the same commit, writes down what became of the one before.
+    async fn book(&self, uidvalidity: u32, row: &Received, there: &mut There<'_>) -> Result<(), Stop> {
+        let last = there.last.take();
+        let booking = self.update(row, PushState::Pushing, Note::default(), Duration::ZERO);
+        let updates = last.iter().map(|last| self.outcome(last)).chain([booking]).collect();
+        self.note(uidvalidity, updates).await?;
+        there.written.extend(last.map(|last| self.say(&last)));
+        Ok(())
+    }
+
+    /// Writes down that Odoo has the last one.
+    async fn write_down(&self, uidvalidity: u32, there: &mut There<'_>) -> Result<(), Stop> {
+        if let Some(last) = there.last.take() {
+            self.note(uidvalidity, vec![self.outcome(&last)]).await?;
+            there.written.push(self.say(&last));
+        }
+        Ok(())
+    }
+
+    fn outcome(&self, brought: &Brought<'_>) -> Update {
+        let answer = brought.answer;
+        let noted = brought.thread_id().map_or_else(|| answer.to_owned(), |id| format!("{answer}: {id}"));
+        let note = Note { answer: Some(noted), bounce: brought.bounce, ..Note::default() };
+        self.update(&brought.row, PushState::Pushed, note, Duration::ZERO)
+    }
+
+    /// Logs a message that Odoo has, and is written down; its UID.
+    fn say(&self, brought: &Brought<'_>) -> u32 {
+        let Brought { row, answer, taken, bounce, size, .. } = brought;
         tracing::info!(
             mailbox = %self.mailbox.address(),
             uid = row.uid,
             message_id = row.message_id.as_deref().map(one_line),
             answer,
-            thread_id,
+            thread_id = brought.thread_id(),
             bounce,
             size,
-            seconds,
+            seconds = taken.map(|(_, time)| seconds(time)),
             "pushed"
         );
-        Ok(())
+        row.uid
     }
 
     pub(super) async fn too_large(&self, uidvalidity: u32, row: &Received, size: u64) -> Result<(), Stop> {
@@ -342,23 +409,19 @@ impl Desk {
         wait: Duration,
     ) -> Result<(), Stop> {
         let note = Note { answer, refused, ..Note::default() };
-        self.write_note(uidvalidity, row, state, note, wait).await
+        self.note(uidvalidity, vec![self.update(row, state, note, wait)]).await
     }
 
-    async fn write_note(
-        &self,
-        uidvalidity: u32,
-        row: &Received,
-        state: PushState,
-        note: Note,
-        wait: Duration,
-    ) -> Result<(), Stop> {
-        let (mailbox, now) = (&self.mailbox, clock::now());
+    /// How the ledger changes; the message is due again after `wait`.
+    fn update(&self, row: &Received, state: PushState, note: Note, wait: Duration) -> Update {
+        let now = clock::now();
         let note = Note { message_id: row.message_id.clone(), sender: row.sender.clone(), ..note };
-        let (folder, until) = (&mailbox.config.folder, clock::after(now, wait));
-        let written =
-            self.store.note_push_of(mailbox.address(), folder, uidvalidity, row.uid, state, note, until, now);
-        Ok(written.await?)
+        Update { uid: row.uid, state, note, next_try_at: clock::after(now, wait), at: now }
+    }
+
+    async fn note(&self, uidvalidity: u32, updates: Vec<Update>) -> Result<(), Stop> {
+        let (mailbox, folder) = (self.mailbox.address(), &self.mailbox.config.folder);
+        Ok(self.store.note_pushes(mailbox, folder, uidvalidity, updates).await?)
     }
 
     /// Writes down the same of several messages.

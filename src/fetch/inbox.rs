@@ -25,8 +25,8 @@ use tokio_util::sync::CancellationToken;
 
 /// An IDLE that the server ends sooner, without any news, is none; it may do so once.
 const SHORT_IDLE: Duration = Duration::from_secs(10);
-/// Messages read from the ledger at a time.
-const BATCH: u32 = 50;
+/// Messages read from the ledger at a time: as many as one command to the server names.
+const BATCH: u32 = 200;
 
 /// Watches one mailbox's inbox.
 pub struct Inbox {

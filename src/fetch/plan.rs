@@ -132,7 +132,7 @@ pub fn next_of_sender(pushed: &[Timestamp], most: u32, now: Timestamp) -> Option
 }
 
 /// Messages fetched together, at most.
-const GROUP: usize = 25;
+const GROUP: usize = 50;
 /// Bytes of messages fetched together, at most. One that is larger is fetched alone.
 pub const GROUP_BYTES: u64 = 2 << 20;
 
@@ -302,7 +302,7 @@ mod tests {
     #[test]
     fn small_messages_are_fetched_together() {
         assert_eq!(groups(&[]), [0; 0]);
-        assert_eq!(groups(&[1; 60]), [25, 25, 10]);
+        assert_eq!(groups(&[1; 120]), [50, 50, 20]);
         assert_eq!(groups(&[1 << 20, 1 << 20, 1, 100 << 20, 1, 1]), [2, 1, 1, 2]);
         assert_eq!(groups(&[u64::MAX, u64::MAX]), [1, 1]);
     }

@@ -38,7 +38,7 @@ struct Inner {
 pub struct Turn<'a> {
     gateway: &'a Gateway,
     _alone: Option<MutexGuard<'a, ()>>,
-    _worker: Option<SemaphorePermit<'a>>,
+    worker: Option<SemaphorePermit<'a>>,
 }
 
 impl Gateway {
@@ -61,7 +61,7 @@ impl Gateway {
             Some(lock) => Some(patiently(lock.lock()).await),
             None => None,
         };
-        Turn { gateway: self, _alone: alone, _worker: patiently(self.0.pushes.acquire()).await.ok() }
+        Turn { gateway: self, _alone: alone, worker: patiently(self.0.pushes.acquire()).await.ok() }
     }
 
     /// Feeds a message, once its [turn](Gateway::turn) has come. `message_id` is the one that `raw` holds.
@@ -195,7 +195,18 @@ impl Gateway {
     }
 }
 
-impl Turn<'_> {
+impl<'a> Turn<'a> {
+    /// The turn of the next message, once this one's push has ended; this one keeps nothing but its Message-Id. `None`: it
+    /// would have to wait, for whoever pushes that Message-Id, or behind those who wait for a worker.
+    pub fn hand_on(&mut self, message_id: &str) -> Option<Turn<'a>> {
+        let gateway = self.gateway;
+        // Whoever waits for it has it now.
+        self.worker = None;
+        let alone = gateway.0.locks.get(lock_of(message_id))?.try_lock().ok()?;
+        let worker = gateway.0.pushes.try_acquire().ok()?;
+        Some(Turn { gateway, _alone: Some(alone), worker: Some(worker) })
+    }
+
     /// Feeds the message: over XML-RPC Odoo gets its very bytes, over JSON-2 what [`crate::message::text`] makes of them.
     ///
     /// # Errors
@@ -210,4 +221,51 @@ fn lock_of(message_id: &str) -> usize {
     let mut hasher = DefaultHasher::new();
     message_id.hash(&mut hasher);
     usize::try_from(hasher.finish() % LOCKS as u64).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+    use secrecy::SecretString;
+
+    fn gateway(parallel: u32) -> Gateway {
+        crate::tls::install_provider();
+        let config = GatewayConfig {
+            url: "http://127.0.0.1:9".to_owned(),
+            domains: Vec::new(),
+            database: "prod".to_owned(),
+            protocol: Protocol::XmlRpc,
+            login: "mailgate".to_owned(),
+            password: SecretString::from("secret"),
+            timeout: Duration::from_secs(1),
+            gateway_model: "mail.thread".to_owned(),
+            report_after: Duration::ZERO,
+            parallel,
+        };
+        Gateway::new(config, reqwest::Client::new())
+    }
+
+    #[tokio::test]
+    async fn a_worker_is_handed_on_unless_others_wait_for_it() {
+        let gateway = gateway(1);
+        let mut first = gateway.turn("<1@x>").await;
+        let second = first.hand_on("<2@x>").unwrap();
+        assert!(gateway.turn("<1@x>").now_or_never().is_none(), "the first keeps its Message-Id");
+        drop(second);
+
+        let mut first = {
+            drop(first);
+            gateway.turn("<1@x>").await
+        };
+        assert!(first.hand_on("<1@x>").is_none(), "its own");
+        let mut first = {
+            drop(first);
+            gateway.turn("<1@x>").await
+        };
+        let mut other = Box::pin(gateway.turn("<3@x>"));
+        assert!(other.as_mut().now_or_never().is_none());
+        assert!(first.hand_on("<2@x>").is_none());
+        assert!(other.now_or_never().is_some(), "who waited has it");
+    }
 }

@@ -126,18 +126,24 @@ pub struct Note {
 #[derive(Debug)]
 pub(super) enum InboxWrite {
     Found { mailbox: Address, folder: String, mark: Mark, uids: Vec<u32>, at: Timestamp },
-    Push { mailbox: Address, folder: String, uidvalidity: u32, uid: u32, update: Update },
+    Push { mailbox: Address, folder: String, uidvalidity: u32, updates: Vec<Update> },
     Some { mailbox: Address, folder: String, uidvalidity: u32, uids: Vec<u32>, change: Change },
     Prune(Prune),
 }
 
-/// How a ledger row changes.
-#[derive(Debug)]
-pub(super) struct Update {
-    state: PushState,
-    note: Note,
-    next_try_at: Timestamp,
-    at: Timestamp,
+/// How a message's row changes.
+#[derive(Clone, Debug)]
+pub struct Update {
+    /// Which message's.
+    pub uid: u32,
+    /// `Pushing` before a push, whose try it counts; then what became of it.
+    pub state: PushState,
+    /// What is known of it now.
+    pub note: Note,
+    /// When it is due again; it matters for those that are refused or wait.
+    pub next_try_at: Timestamp,
+    /// Now.
+    pub at: Timestamp,
 }
 
 impl InboxWrite {
@@ -265,9 +271,23 @@ impl Store {
         next_try_at: Timestamp,
         at: Timestamp,
     ) -> Result<(), Error> {
+        let update = Update { uid, state, note, next_try_at, at };
+        self.note_pushes(mailbox, folder, uidvalidity, vec![update]).await
+    }
+
+    /// The same for several messages of a folder, in one commit: all of it is on disk then, or nothing.
+    ///
+    /// # Errors
+    /// The disk's.
+    pub async fn note_pushes(
+        &self,
+        mailbox: &Address,
+        folder: &str,
+        uidvalidity: u32,
+        updates: Vec<Update>,
+    ) -> Result<(), Error> {
         let (mailbox, folder) = (mailbox.clone(), folder.to_owned());
-        let update = Update { state, note, next_try_at, at };
-        self.write(Write::Inbox(InboxWrite::Push { mailbox, folder, uidvalidity, uid, update })).await
+        self.write(Write::Inbox(InboxWrite::Push { mailbox, folder, uidvalidity, updates })).await
     }
 
     /// Whether Odoo already took a message with this Message-Id from this mailbox.
@@ -352,33 +372,34 @@ pub(super) fn apply(write: &InboxWrite, connection: &Connection) -> Result<(), r
             )
             .map(drop)
         }
-        InboxWrite::Push { mailbox, folder, uidvalidity, uid, update } => {
-            let Update { state, note, next_try_at, at } = update;
-            run(
-                connection,
-                "UPDATE received SET state = ?5, tries = tries + ?6, message_id = coalesce(?7, message_id), \
-                 answer = coalesce(?8, answer), next_try_at = ?9, changed_at = ?10, \
-                 sender = nullif(coalesce(?11, sender), ''), refusals = refusals + ?12, \
-                 pushed_at = CASE ?6 WHEN 1 THEN ?10 ELSE pushed_at END \
-                 WHERE mailbox = ?1 AND folder = ?2 AND uidvalidity = ?3 AND uid = ?4",
-                params![
-                    mailbox.as_str(),
-                    folder,
-                    uidvalidity,
-                    uid,
-                    state.as_str(),
-                    *state == PushState::Pushing,
-                    note.message_id,
-                    note.answer,
-                    millis(*next_try_at),
-                    millis(*at),
-                    note.sender,
-                    note.refused,
-                ],
-            )?;
-            if note.bounce {
-                let sql = "UPDATE inbox SET bounces = bounces + 1 WHERE mailbox = ?1 AND folder = ?2";
-                run(connection, sql, [mailbox.as_str(), folder])?;
+        InboxWrite::Push { mailbox, folder, uidvalidity, updates } => {
+            for Update { uid, state, note, next_try_at, at } in updates {
+                run(
+                    connection,
+                    "UPDATE received SET state = ?5, tries = tries + ?6, message_id = coalesce(?7, message_id), \
+                     answer = coalesce(?8, answer), next_try_at = ?9, changed_at = ?10, \
+                     sender = nullif(coalesce(?11, sender), ''), refusals = refusals + ?12, \
+                     pushed_at = CASE ?6 WHEN 1 THEN ?10 ELSE pushed_at END \
+                     WHERE mailbox = ?1 AND folder = ?2 AND uidvalidity = ?3 AND uid = ?4",
+                    params![
+                        mailbox.as_str(),
+                        folder,
+                        uidvalidity,
+                        uid,
+                        state.as_str(),
+                        *state == PushState::Pushing,
+                        note.message_id,
+                        note.answer,
+                        millis(*next_try_at),
+                        millis(*at),
+                        note.sender,
+                        note.refused,
+                    ],
+                )?;
+                if note.bounce {
+                    let sql = "UPDATE inbox SET bounces = bounces + 1 WHERE mailbox = ?1 AND folder = ?2";
+                    run(connection, sql, [mailbox.as_str(), folder])?;
+                }
             }
             Ok(())
         }

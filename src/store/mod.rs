@@ -35,7 +35,7 @@ pub use by_hand::Selection;
 pub use check::{Health, Inside, KeyHealth};
 pub use error::{Cause, Error};
 pub(crate) use file::{lock, lock_file};
-pub use inbox::{InboxLine, Mark, Note, PushState, Received};
+pub use inbox::{InboxLine, Mark, Note, PushState, Received, Update};
 pub use message::{
     Attempt, Due, NewMessage, Next, Queued, QueuedState, Recipient, RecipientState, SentBy, Settlement,
     Totals,

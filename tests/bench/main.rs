@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release --example bench -- outgoing`, as root: outgoing mail beside Debian's Postfix; see outgoing.rs.
 //!
-//! `cargo run --release --example bench -- inbound [--messages 2000 --delay 40ms]`: received mail from a real Dovecot into
+//! `cargo run --release --example bench -- inbound`: received mail from a real Dovecot into
 //! Odoo's double, beside what Odoo's own fetchmail does; see inbound.rs. `-- large [--inboxes 10 --megabytes 100]` and
 //! `-- idle [--inboxes 1000 --minutes 10]`: memory; see idle.rs.
 //!
@@ -54,7 +54,10 @@ fn main() -> ExitCode {
     };
     let done = match mode.as_str() {
         "accept" => bench(arguments),
-        "inbound" => named(arguments, &["--messages", "--delay"]).and_then(|given| inbound::run(&given)),
+        "inbound" => {
+            let known = ["--messages", "--delay", "--gateway", "--inboxes", "--runs"];
+            named(arguments, &known).and_then(|given| inbound::run(&given))
+        }
         "large" => named(arguments, &["--inboxes", "--megabytes"]).and_then(|given| idle::large(&given)),
         "idle" => named(arguments, &["--inboxes", "--minutes"]).and_then(|given| idle::run(&given)),
         "outgoing" => named(arguments, &["--messages", "--sessions", "--runs", "--work"])
