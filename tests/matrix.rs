@@ -77,6 +77,12 @@ impl Cell {
     }
 }
 
+/// Whether it matters there that commands leave in groups (PIPELINING).
+fn is_of_a_transaction(step: Step) -> bool {
+    let steps = [Step::Mail, Step::Rcpt, Step::Data, Step::MidData, Step::AfterDot, Step::Rset];
+    steps.contains(&step)
+}
+
 async fn cells(world: &World, dovecot: &Dovecot) -> Vec<Cell> {
     let mut cells = Vec::new();
     for (step_name, step) in STEPS {
@@ -85,15 +91,23 @@ async fn cells(world: &World, dovecot: &Dovecot) -> Vec<Cell> {
             if fault_name.starts_with("kept") && step != Step::AfterDot {
                 continue;
             }
-            let smtp = Smtp::start(&world.tls, world.entra.check()).await;
-            smtp.set_hook(dovecot.sent_items());
-            let mailbox = format!("{step_name}.{fault_name}@example.com");
-            if step == Step::Rset {
-                let to = format!("before.{mailbox}");
-                smtp.script(Rule::new(Step::Rcpt, Fault::reply("451 4.3.0 Later")).only(&to));
+            for prefix in ["", "one-by-one."] {
+                if !prefix.is_empty() && !is_of_a_transaction(step) {
+                    continue;
+                }
+                let smtp = Smtp::start(&world.tls, world.entra.check()).await;
+                smtp.set_hook(dovecot.sent_items());
+                if !prefix.is_empty() {
+                    smtp.drop_extension("PIPELINING");
+                }
+                let mailbox = format!("{prefix}{step_name}.{fault_name}@example.com");
+                if step == Step::Rset {
+                    let to = format!("before.{mailbox}");
+                    smtp.script(Rule::new(Step::Rcpt, Fault::reply("451 4.3.0 Later")).only(&to));
+                }
+                smtp.script(Rule::new(step, fault.clone()));
+                cells.push(Cell { step, mailbox, smtp });
             }
-            smtp.script(Rule::new(step, fault));
-            cells.push(Cell { step, mailbox, smtp });
         }
     }
     cells

@@ -92,7 +92,8 @@ async fn store_of(version: i64, config: &Config, world: &World) {
             ),
         )
         .await;
-        if attempts > 0 {
+        // Since the tenth, an attempt under way is the message's own row.
+        if attempts > 0 && (version < 10 || state != "sending") {
             let ended = if state == "sending" { "NULL".to_owned() } else { then.to_string() };
             let outcome = if state == "sending" { "NULL" } else { "'failed'" };
             run(
@@ -144,7 +145,7 @@ async fn store_of(version: i64, config: &Config, world: &World) {
     run(
         &mut store,
         format!(
-            "INSERT INTO inbox VALUES ('{NOTIFICATIONS}', 'INBOX', {}, 2, {then}); \
+            "INSERT INTO inbox (mailbox, folder, uidvalidity, uid, looked_at) VALUES ('{NOTIFICATIONS}', 'INBOX', {}, 2, {then}); \
              INSERT INTO received (mailbox, folder, uidvalidity, uid, message_id, state, tries, next_try_at, found_at, \
              changed_at) VALUES ('{NOTIFICATIONS}', 'INBOX', {0}, 1, '<known@t>', 'done', 1, {then}, {then}, {then}), \
              ('{NOTIFICATIONS}', 'INBOX', {0}, 2, NULL, 'waiting', 0, {then}, {then}, {then})",

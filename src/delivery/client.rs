@@ -4,13 +4,14 @@
 //! hide the reply to a failed sign-in, and know one timeout only.
 
 use super::Timeouts;
-use super::fault::{Fault, fault, redacted, reply, silent, step, timed, unexpected};
+use super::envelope::{Envelope, Group, Offers, Sealed};
+use super::fault::{Fault, redacted, reply, step, timed, unexpected};
 use super::outcome::{End, Rcpt, Transaction};
 use super::starttls::{encrypt, hello};
-use super::wire::Wire;
+use super::wire::{Encrypted, Wire};
 use crate::address::Address;
 use crate::failure::{Class, Failure, one_line};
-use crate::microsoft::smtp_replies::{Reply, Special, Step, judge};
+use crate::microsoft::smtp_replies::{Reply, Step};
 use crate::microsoft::xoauth2;
 use crate::units::HostPort;
 use base64::Engine;
@@ -21,7 +22,6 @@ use lettre::transport::smtp::response::Response;
 use std::fmt::Display;
 use std::sync::Arc;
 use tokio::net::TcpStream;
-use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::rustls::ClientConfig;
 
@@ -48,42 +48,18 @@ pub(super) struct Outgoing<'a> {
 /// A signed-in connection.
 pub(super) struct Connection {
     smtp: AsyncSmtpConnection,
+    /// The stream below it, for messages: lettre would look at each byte, and send the dot apart.
+    stream: Encrypted,
     mailbox: Address,
     timeouts: Timeouts,
     offers: Offers,
     /// A transaction was left open: RSET comes before the next one.
     open_transaction: bool,
+    /// The service waits for a message, and takes all that comes for it.
+    awaits_content: bool,
     usable: bool,
     pub(super) opened_at: Instant,
     pub(super) used_at: Instant,
-}
-
-/// What the service offers, of what the relay uses.
-#[derive(Debug, Default)]
-struct Offers {
-    size: bool,
-    eight_bit: bool,
-    smtputf8: bool,
-    xoauth2: bool,
-}
-
-impl Offers {
-    /// From the lines of an EHLO reply (RFC 5321 section 4.1.1.1).
-    fn read<'a>(lines: impl Iterator<Item = &'a str>) -> Self {
-        let mut offers = Self::default();
-        for line in lines.skip(1) {
-            let line = line.to_ascii_uppercase();
-            let mut words = line.split_ascii_whitespace();
-            match words.next() {
-                Some("SIZE") => offers.size = true,
-                Some("8BITMIME") => offers.eight_bit = true,
-                Some("SMTPUTF8") => offers.smtputf8 = true,
-                Some("AUTH") => offers.xoauth2 |= words.any(|word| word == "XOAUTH2"),
-                _ => {}
-            }
-        }
-        offers
-    }
 }
 
 impl Connection {
@@ -115,8 +91,8 @@ impl Connection {
         // Commands are small and wait for their replies.
         drop(tcp.set_nodelay(true));
         let hello = hello(&tcp);
-        let stream = encrypt(tcp, &hello, target).await?;
-        let wire = Box::new(Wire::new(stream));
+        let stream = Encrypted::new(encrypt(tcp, &hello, target).await?);
+        let wire = Box::new(Wire::new(stream.clone()));
         let connect = Box::pin(AsyncSmtpConnection::connect_with_transport(wire, &hello));
         let mut smtp = step(timeouts.greeting, Step::Greeting, "EHLO", connect).await?;
         // Once more, since lettre keeps neither SIZE nor the text of the reply.
@@ -124,10 +100,12 @@ impl Connection {
         let now = Instant::now();
         Ok(Self {
             smtp,
+            stream,
             mailbox: target.mailbox.clone(),
             timeouts,
             offers: Offers::read(reply.message()),
             open_transaction: false,
+            awaits_content: false,
             usable: true,
             opened_at: now,
             used_at: now,
@@ -179,25 +157,80 @@ impl Connection {
 
     /// Whether another message can go over it.
     pub(super) fn is_usable(&self) -> bool {
-        self.usable
+        self.usable && !self.awaits_content
     }
 
-    /// Names the message's sender and its recipients. `Ok`: the service took some of them, and waits for the message;
-    /// here are its answers.
+    /// Names the message's sender and its recipients, and asks to send it. `Ok`: the service took some of them, and waits
+    /// for the message, which is [submitted](Self::submit) or else the connection dropped; here are its answers.
     ///
     /// # Errors
     /// The transaction, which ended before its time.
     pub(super) async fn offer(&mut self, message: &Outgoing<'_>) -> Result<Vec<Rcpt>, Transaction> {
-        let mut recipients = Vec::with_capacity(message.recipients.len());
-        match self.envelope(message, &mut recipients).await {
-            Ok(()) => Ok(recipients),
-            Err(end) => Err(self.ended(recipients, end)),
+        if has_bare_line_end(message.content) {
+            return Err(self.ended(Vec::new(), bare_line_end()));
+        }
+        let mailbox = self.mailbox.clone();
+        let mut envelope = match Envelope::new(message, &mailbox, self.offers, self.open_transaction) {
+            Ok(envelope) => envelope,
+            Err(end) => return Err(self.ended(Vec::new(), end)),
+        };
+        while let Some(group) = envelope.next_group() {
+            self.hand_in(&group, &mut envelope).await;
+        }
+        self.open_transaction = envelope.is_open();
+        let (answers, sealed) = envelope.seal();
+        match sealed {
+            Sealed::Content => {
+                self.awaits_content = true;
+                Ok(answers)
+            }
+            Sealed::Nothing => {
+                self.send_nothing().await;
+                Err(self.ended(answers, End::NoRecipient))
+            }
+            Sealed::Over(end, is_of_use) => {
+                self.usable &= is_of_use;
+                Err(self.ended(answers, end))
+            }
+        }
+    }
+
+    /// Sends a group in one write, and reads the replies to it, each within its time.
+    async fn hand_in(&mut self, group: &Group, envelope: &mut Envelope<'_>) {
+        let mut text = Some(&group.text);
+        for &verb in &group.verbs {
+            let smtp = &mut self.smtp;
+            let answered = async {
+                match text.take() {
+                    Some(text) => smtp.command(text).await,
+                    None => smtp.read_response().await,
+                }
+            };
+            let answer = step(self.timeouts.command, verb.step(), verb.name(), answered).await;
+            if envelope.take(verb, answer).is_break() {
+                return;
+            }
+        }
+    }
+
+    /// Ends a message that nobody is to get before it begins.
+    async fn send_nothing(&mut self) {
+        let dot = step(self.timeouts.command, Step::Dot, "the message", self.smtp.command(".\r\n"));
+        match dot.await {
+            Ok(_) => self.open_transaction = false,
+            Err(Fault::Refused(_, reply)) => {
+                self.open_transaction = false;
+                self.usable &= reply.code != 421;
+            }
+            Err(Fault::Failed(_)) => self.usable = false,
         }
     }
 
     /// Sends the message that was [offered](Self::offer), to the recipients that were accepted.
     pub(super) async fn submit(&mut self, message: &Outgoing<'_>, recipients: Vec<Rcpt>) -> Transaction {
-        let (Ok(end) | Err(end)) = self.content(message).await;
+        let end = self.content(message.content).await;
+        self.awaits_content = false;
+        self.open_transaction = false;
         self.ended(recipients, end)
     }
 
@@ -212,164 +245,68 @@ impl Connection {
         Transaction { recipients, end }
     }
 
-    /// MAIL and RCPT; `Err` is how the transaction ended before its time.
-    async fn envelope(&mut self, message: &Outgoing<'_>, recipients: &mut Vec<Rcpt>) -> Result<(), End> {
-        let body = body(message.content).ok_or_else(bare_line_end)?;
-        let parameters = self.parameters(message, body)?;
-        if self.open_transaction {
-            // A refusal of RSET leaves nothing to rely on.
-            self.command(Step::Mail, "RSET\r\n")
-                .await
-                .map_err(|fault| End::Lost(fault.into_failure("RSET")))?;
-            self.open_transaction = false;
-        }
-        let mail = format!("MAIL FROM:<{}>{parameters}\r\n", self.mailbox);
-        self.command(Step::Mail, mail).await.map_err(ended)?;
-        self.open_transaction = true;
-
-        for recipient in &message.recipients {
-            if let Some(reply) = self.unspeakable(recipient) {
-                recipients.push(Rcpt::Refused(reply));
-                continue;
+    /// The message, block by block, and the final dot, which leaves with the last of them.
+    async fn content(&mut self, content: &[u8]) -> End {
+        let mut sent = Vec::with_capacity(content.len().min(BLOCK) + 1024);
+        let mut rest = content;
+        let mut before = b'\n';
+        loop {
+            let (block, behind) = rest.split_at_checked(BLOCK).unwrap_or((rest, b""));
+            sent.clear();
+            stuff(before, block, &mut sent);
+            before = block.last().copied().unwrap_or(before);
+            rest = behind;
+            if rest.is_empty() {
+                let is_ended = content.ends_with(b"\r\n");
+                sent.extend_from_slice(if is_ended { b".\r\n" } else { b"\r\n.\r\n" });
             }
-            match self.command(Step::Rcpt, format!("RCPT TO:<{recipient}>\r\n")).await {
-                Ok(_) => recipients.push(Rcpt::Accepted),
-                Err(Fault::Failed(failure)) => return Err(End::Lost(failure)),
-                Err(Fault::Refused(step, reply)) => {
-                    let judgement = judge(&reply, step, &self.mailbox);
-                    let closing = reply.code == 421;
-                    recipients.push(Rcpt::Refused(reply));
-                    if closing {
-                        return Err(End::Lost(judgement.failure));
-                    }
-                    if judgement.failure.class.pauses_mailbox() {
-                        return Err(End::NoRecipient);
-                    }
-                    if judgement.special == Special::Split {
-                        break;
-                    }
-                }
+            // Where that fails, the end of the last TLS record has not left, so that the service cannot have seen the dot.
+            if let Err(fault) = timed(self.timeouts.block, "the message", self.stream.send(&sent)).await {
+                return End::Lost(fault.into_failure("the message"));
+            }
+            if rest.is_empty() {
+                break;
             }
         }
-        if !recipients.iter().any(|answer| matches!(answer, Rcpt::Accepted)) {
-            return Err(End::NoRecipient);
-        }
-        Ok(())
-    }
-
-    /// DATA, and the message; `Err` is how the transaction ended before its time.
-    async fn content(&mut self, message: &Outgoing<'_>) -> Result<End, End> {
-        let body = body(message.content).ok_or_else(bare_line_end)?;
-        let answer = self.command(Step::Data, "DATA\r\n").await.map_err(ended)?;
-        if !answer.has_code(354) {
-            return Err(End::Lost(unexpected("DATA", &answer)));
-        }
-        let end = self.data(body).await;
-        self.open_transaction = false;
-        Ok(end)
-    }
-
-    /// The parameters of MAIL: what is needed and offered (RFC 1870, 6152, 6531).
-    fn parameters(&self, message: &Outgoing<'_>, body: &[u8]) -> Result<String, End> {
-        let mut parameters = String::new();
-        if self.offers.size {
-            parameters.push_str(&format!(" SIZE={}", body.len().saturating_add(2)));
-        }
-        if message.eight_bit && self.offers.eight_bit {
-            parameters.push_str(" BODY=8BITMIME");
-        }
-        if message.smtputf8 && !self.offers.smtputf8 {
-            let failure = Failure::new(Class::Message, "553 5.6.7", "the service does not offer SMTPUTF8");
-            let advice = "the message has an address outside of ASCII: use one without accents";
-            return Err(End::Unsendable(failure.advise(advice)));
-        }
-        if message.smtputf8 {
-            parameters.push_str(" SMTPUTF8");
-        }
-        Ok(parameters)
-    }
-
-    /// Our own refusal of a recipient that cannot be named in a command.
-    fn unspeakable(&self, recipient: &str) -> Option<Reply> {
-        let quoted = recipient.starts_with('"');
-        let breaks = |c: char| c.is_control() || (!quoted && matches!(c, '<' | '>' | ' '));
-        if recipient.is_empty() || recipient.contains(breaks) {
-            return Some(Reply::new(553, "5.1.3 the address cannot be written in SMTP"));
-        }
-        (!recipient.is_ascii() && !self.offers.smtputf8)
-            .then(|| Reply::new(553, "5.6.7 the service does not offer SMTPUTF8"))
-    }
-
-    async fn command(&mut self, at: Step, command: impl Display) -> Result<Response, Fault> {
-        let verb = match at {
-            Step::Mail => "MAIL",
-            Step::Rcpt => "RCPT",
-            _ => "DATA",
-        };
-        step(self.timeouts.command, at, verb, self.smtp.command(command)).await
-    }
-
-    /// The message, and the final dot. Lettre asks for the next block only when the one before is sent, and finds that
-    /// there is none only when it is about to send the dot: so each has its own timeout, and it is known which failed.
-    async fn data(&mut self, body: &[u8]) -> End {
-        let (at, mut now_at) = watch::channel(Sending::Blocks(0));
-        let blocks = body.chunks(BLOCK).inspect(|_| at.send_modify(Sending::next_block));
-        let blocks = blocks.chain(std::iter::from_fn(|| {
-            at.send_replace(Sending::Dot);
-            None
-        }));
-        let Timeouts { block, dot, .. } = self.timeouts;
-        let mut sent = Box::pin(self.smtp.message_iter(blocks));
-        let result = loop {
-            let limit = if *now_at.borrow_and_update() == Sending::Dot { dot } else { block };
-            tokio::select! {
-                result = &mut sent => break result.map_err(|error| fault(Step::Dot, "the message", &error)),
-                Ok(()) = now_at.changed() => {}
-                () = tokio::time::sleep(limit) => break Err(silent("the message", limit)),
-            }
-        };
-        let dotted = *now_at.borrow() == Sending::Dot;
-        match result {
+        match step(self.timeouts.dot, Step::Dot, "the message", self.smtp.read_response()).await {
             Ok(answer) if answer.has_code(250) => End::Taken(reply(&answer)),
             Ok(answer) => End::Unknown(unexpected("the message", &answer)),
             Err(Fault::Refused(step, reply)) => End::Refused(step, reply),
-            Err(Fault::Failed(failure)) if dotted => End::Unknown(failure),
-            Err(Fault::Failed(failure)) => End::Lost(failure),
+            Err(Fault::Failed(failure)) => End::Unknown(failure),
         }
     }
 
-    /// Says goodbye, briefly.
+    /// Says goodbye, briefly; not to a service that would take it for a message.
     pub(super) async fn quit(mut self) {
+        if self.awaits_content {
+            return;
+        }
         drop(timeout(self.timeouts.quit, Box::pin(self.smtp.abort())).await);
     }
 }
 
-/// How far the message is.
-#[derive(Debug, PartialEq, Eq)]
-enum Sending {
-    Blocks(usize),
-    Dot,
-}
-
-impl Sending {
-    fn next_block(&mut self) {
-        if let Self::Blocks(blocks) = self {
-            *blocks += 1;
-        }
+/// Appends a block of a message as DATA has it, with the dots doubled that begin a line (RFC 5321 section 4.5.2); `before`
+/// is the byte before it.
+fn stuff(before: u8, block: &[u8], sent: &mut Vec<u8>) {
+    if before == b'\n' && block.first() == Some(&b'.') {
+        sent.push(b'.');
     }
+    let mut from = 0;
+    for at in memchr::memmem::find_iter(block, b"\n.") {
+        sent.extend_from_slice(block.get(from..=at).unwrap_or_default());
+        sent.push(b'.');
+        from = at + 1;
+    }
+    sent.extend_from_slice(block.get(from..).unwrap_or_default());
 }
 
-/// What lettre is to be handed so that the receiver gets `content` byte by byte: without its last line end, since lettre
-/// sends one before the dot. `None`: it holds a bare CR or LF, which lettre would not dot-stuff after, so that a
-/// server that takes it for a line end could be made to see another message (SMTP smuggling).
-fn body(content: &[u8]) -> Option<&[u8]> {
-    let paired = |at: usize| match content.get(at) {
-        Some(b'\r') => content.get(at + 1) == Some(&b'\n'),
-        _ => at.checked_sub(1).and_then(|before| content.get(before)) == Some(&b'\r'),
-    };
-    memchr::memchr2_iter(b'\r', b'\n', content)
-        .all(paired)
-        .then(|| content.strip_suffix(b"\r\n").unwrap_or(content))
+/// Whether it holds a bare CR or LF: a server that takes such a one for a line end could be made to see another message
+/// behind a dot that is not doubled (SMTP smuggling).
+fn has_bare_line_end(content: &[u8]) -> bool {
+    // Without an early end, which lets it look at many bytes at a time.
+    let pairs = content.iter().zip(content.iter().skip(1));
+    let is_torn = pairs.fold(false, |torn, (one, next)| torn | ((*one == b'\r') != (*next == b'\n')));
+    is_torn || content.first() == Some(&b'\n') || content.last() == Some(&b'\r')
 }
 
 fn bare_line_end() -> End {
@@ -377,14 +314,6 @@ fn bare_line_end() -> End {
     End::Unsendable(failure.advise("SMTP forbids such line ends: send it anew from Odoo"))
 }
 
-/// The end of a transaction by a fault in one of its commands.
-fn ended(fault: Fault) -> End {
-    match fault {
-        Fault::Refused(step, reply) => End::Refused(step, reply),
-        Fault::Failed(failure) => End::Lost(failure),
-    }
-}
-
 #[cfg(test)]
 #[path = "client_tests.rs"]
-mod tests;
+pub(super) mod tests;

@@ -2,15 +2,16 @@
 
 use super::*;
 use crate::delivery::peer::Play::{self, BeSilent, Hear, HearLike, Say, SayWithoutEnd, Take};
-use crate::delivery::peer::{AUTH, EHLO, GREETING, Server, open_session, server};
+use crate::delivery::peer::{AUTH, EHLO, GREETING, Server, open_plain_session, open_session, server};
+use proptest::prelude::*;
 use std::time::Duration;
 
-fn quick() -> Timeouts {
+pub(in crate::delivery) fn quick() -> Timeouts {
     Timeouts::new(Duration::from_millis(300))
 }
 
 impl Connection {
-    async fn send(&mut self, message: &Outgoing<'_>) -> Transaction {
+    pub(in crate::delivery) async fn send(&mut self, message: &Outgoing<'_>) -> Transaction {
         match self.offer(message).await {
             Ok(answers) => self.submit(message, answers).await,
             Err(transaction) => transaction,
@@ -19,17 +20,17 @@ impl Connection {
 }
 
 impl Server {
-    async fn open_within(&self, timeouts: Timeouts) -> Result<Connection, Fault> {
+    pub(in crate::delivery) async fn open_within(&self, timeouts: Timeouts) -> Result<Connection, Fault> {
         let mailbox = Address::normalise("john@example.com").unwrap();
         let target = Target { server: &self.address, mailbox: &mailbox, tls: &self.tls, timeouts };
         Connection::open(target, "token").await
     }
 
-    async fn open(&self) -> Result<Connection, Fault> {
+    pub(in crate::delivery) async fn open(&self) -> Result<Connection, Fault> {
         self.open_within(Timeouts::default()).await
     }
 
-    async fn taken(self) -> Vec<Vec<u8>> {
+    pub(in crate::delivery) async fn taken(self) -> Vec<Vec<u8>> {
         self.task.await.unwrap()
     }
 }
@@ -48,7 +49,7 @@ fn code(fault: &Fault) -> &str {
     }
 }
 
-fn to<'a>(recipients: &[&'a str], content: &'a [u8]) -> Outgoing<'a> {
+pub(in crate::delivery) fn to<'a>(recipients: &[&'a str], content: &'a [u8]) -> Outgoing<'a> {
     Outgoing { recipients: recipients.to_vec(), content, eight_bit: false, smtputf8: false }
 }
 
@@ -154,36 +155,37 @@ async fn endless_replies_and_silence_end_at_each_step_of_the_greeting() {
 
 #[tokio::test]
 async fn a_refused_recipient_leaves_the_others() {
-    let mut script = open_session();
-    script.extend([
-        Hear("MAIL FROM:<john@example.com> SIZE=6"),
-        Say("250 2.1.0 Sender OK\r\n"),
-        Hear("RCPT TO:<a@example.org>"),
-        Say("250 2.1.5 Recipient OK\r\n"),
-        Hear("RCPT TO:<b@example.org>"),
-        Say("550-5.1.1 User\r\n550 5.1.1 unknown\r\n"),
-        Hear("RCPT TO:<c@example.org>"),
-        Say("250 2.1.5 Recipient OK\r\n"),
-        Hear("DATA"),
-        Say("354 Start mail input; end with <CRLF>.<CRLF>\r\n"),
-        Take,
-        Say("250 2.0.0 OK <1@AM0PR02MB0001> [Hostname=AM0PR02MB0001]\r\n"),
-        Hear("QUIT"),
-        Say("221 2.0.0 bye\r\n"),
-    ]);
-    let server = server(script).await;
-    let mut connection = server.open().await.ok().unwrap();
-    let transaction =
-        connection.send(&to(&["a@example.org", "b@example.org", "c@example.org"], b"a\r\n.\r\n")).await;
-    let [Rcpt::Accepted, Rcpt::Refused(reply), Rcpt::Accepted] = transaction.recipients.as_slice() else {
-        panic!("{transaction:?}")
-    };
-    assert_eq!(reply.to_string(), "550 5.1.1 User unknown");
-    let End::Taken(reply) = transaction.end else { panic!("{:?}", transaction.end) };
-    assert_eq!(reply.to_string(), "250 2.0.0 OK <1@AM0PR02MB0001> [Hostname=AM0PR02MB0001]");
-    assert!(connection.is_usable());
-    connection.quit().await;
-    assert_eq!(server.taken().await, [b"a\r\n.\r\n"]);
+    for mut script in [open_session(), open_plain_session()] {
+        script.extend([
+            Hear("MAIL FROM:<john@example.com> SIZE=6"),
+            Say("250 2.1.0 Sender OK\r\n"),
+            Hear("RCPT TO:<a@example.org>"),
+            Say("250 2.1.5 Recipient OK\r\n"),
+            Hear("RCPT TO:<b@example.org>"),
+            Say("550-5.1.1 User\r\n550 5.1.1 unknown\r\n"),
+            Hear("RCPT TO:<c@example.org>"),
+            Say("250 2.1.5 Recipient OK\r\n"),
+            Hear("DATA"),
+            Say("354 Start mail input; end with <CRLF>.<CRLF>\r\n"),
+            Take,
+            Say("250 2.0.0 OK <1@AM0PR02MB0001> [Hostname=AM0PR02MB0001]\r\n"),
+            Hear("QUIT"),
+            Say("221 2.0.0 bye\r\n"),
+        ]);
+        let server = server(script).await;
+        let mut connection = server.open().await.ok().unwrap();
+        let transaction =
+            connection.send(&to(&["a@example.org", "b@example.org", "c@example.org"], b"a\r\n.\r\n")).await;
+        let [Rcpt::Accepted, Rcpt::Refused(reply), Rcpt::Accepted] = transaction.recipients.as_slice() else {
+            panic!("{transaction:?}")
+        };
+        assert_eq!(reply.to_string(), "550 5.1.1 User unknown");
+        let End::Taken(reply) = transaction.end else { panic!("{:?}", transaction.end) };
+        assert_eq!(reply.to_string(), "250 2.0.0 OK <1@AM0PR02MB0001> [Hostname=AM0PR02MB0001]");
+        assert!(connection.is_usable());
+        connection.quit().await;
+        assert_eq!(server.taken().await, [b"a\r\n.\r\n"]);
+    }
 }
 
 /// A transaction with one recipient that is accepted, up to the final dot.
@@ -235,11 +237,34 @@ async fn the_message_arrives_byte_by_byte() {
 
 #[test]
 fn bare_line_ends_are_not_sent() {
-    for content in [&b"a\n.\r\nb\r\n"[..], b"\n", b"a\r", b"a\rb\r\n", b"\r\r\n", b"a\r\n\n"] {
-        assert_eq!(body(content), None, "{:?}", content.escape_ascii());
+    for content in [&b"a\n.\r\nb\r\n"[..], b"\n", b"a\r", b"a\rb\r\n", b"\r\r\n", b"a\r\n\n", b"\r", b"\na"] {
+        assert!(has_bare_line_end(content), "{:?}", content.escape_ascii());
     }
-    for (content, sent) in [(&b""[..], &b""[..]), (b"\r\n", b""), (b"a\r\n\r\n", b"a\r\n"), (b"a", b"a")] {
-        assert_eq!(body(content), Some(sent));
+    for content in [&b""[..], b"\r\n", b"a\r\n\r\n", b"a", b"\r\na"] {
+        assert!(!has_bare_line_end(content), "{:?}", content.escape_ascii());
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_message_is_stuffed_alike_however_it_is_cut(content in "[.ab\r\n]{0,40}", at in 0..40usize) {
+        let content = content.as_bytes();
+        let (one, two) = content.split_at(at.min(content.len()));
+        let mut sent = Vec::new();
+        stuff(b'\n', one, &mut sent);
+        stuff(one.last().copied().unwrap_or(b'\n'), two, &mut sent);
+        let mut expected: Vec<u8> = Vec::new();
+        for line in content.split_inclusive(|&byte| byte == b'\n') {
+            expected.extend(line.first().filter(|&&first| first == b'.'));
+            expected.extend(line);
+        }
+        prop_assert_eq!(sent, expected);
+    }
+
+    #[test]
+    fn every_bare_line_end_is_found(content in "[a\r\n]{0,40}") {
+        let bare = content.replace("\r\n", "").contains(['\r', '\n']);
+        prop_assert_eq!(has_bare_line_end(content.as_bytes()), bare);
     }
 }
 
@@ -262,7 +287,7 @@ async fn parameters_are_given_where_needed_and_offered() {
     let end = connection.send(&message).await.end;
     assert!(matches!(&end, End::Unsendable(failure) if failure.class == Class::Message), "{end:?}");
     message.smtputf8 = false;
-    assert_eq!(connection.parameters(&message, b"").ok().unwrap(), "");
+    assert_eq!(Offers::default().parameters(&message).ok().unwrap(), "");
     for (recipient, speakable) in [
         ("a@example.org", true),
         ("\"a b>\"@example.org", true),
@@ -272,14 +297,14 @@ async fn parameters_are_given_where_needed_and_offered() {
         ("\"a\nb\"@example.org", false),
         ("\u{e4}@example.org", false),
     ] {
-        assert_eq!(connection.unspeakable(recipient).is_none(), speakable, "{recipient:?}");
+        assert_eq!(Offers::default().unspeakable(recipient).is_none(), speakable, "{recipient:?}");
     }
     drop(server.taken().await);
 }
 
 #[tokio::test]
 async fn a_transaction_left_open_is_reset() {
-    let mut script = open_session();
+    let mut script = open_plain_session();
     script.extend(&TRANSACTION[..3]);
     script.extend([Say("550 5.1.1 User unknown\r\n"), Hear("RSET"), Say("250 2.0.0 Resetting\r\n")]);
     script.extend(TRANSACTION);
@@ -297,7 +322,7 @@ async fn a_transaction_left_open_is_reset() {
 
 #[tokio::test]
 async fn too_many_recipients_and_the_mailboxs_trouble_end_the_recipients() {
-    let mut script = open_session();
+    let mut script = open_plain_session();
     script.extend(&TRANSACTION[..4]);
     script.extend([Hear("RCPT TO:<b@example.org>"), Say("452 4.5.3 Too many recipients\r\n")]);
     script.extend(&TRANSACTION[4..]);
@@ -320,37 +345,40 @@ async fn too_many_recipients_and_the_mailboxs_trouble_end_the_recipients() {
 
 #[tokio::test]
 async fn what_is_lost_behind_the_dot_is_unknown_and_before_it_is_not() {
-    let open = open_session();
-    let end_of = async |plays: &[Play], timeouts| {
-        let server = server([&open, plays].concat()).await;
-        let mut connection = server.open_within(timeouts).await.ok().unwrap();
-        let end = connection.send(&to(&["a@example.org"], b"a\r\n")).await.end;
-        assert!(!connection.is_usable());
-        drop(connection);
-        drop(server.taken().await);
-        end
-    };
-    let lost = [1, 3, 5, 6];
-    for cut in lost {
-        let end = end_of(&TRANSACTION[..cut], Timeouts::default()).await;
-        let is_behind = cut == 6;
-        assert!(matches!(end, End::Unknown(_)) == is_behind, "at {cut}: {end:?}");
-        let end = end_of(&[&TRANSACTION[..cut], &[BeSilent]].concat(), quick()).await;
-        assert!(matches!(end, End::Unknown(_)) == is_behind, "silent at {cut}: {end:?}");
+    for open in [open_session(), open_plain_session()] {
+        let end_of = async |plays: &[Play], timeouts| {
+            let server = server([&open, plays].concat()).await;
+            let mut connection = server.open_within(timeouts).await.ok().unwrap();
+            let end = connection.send(&to(&["a@example.org"], b"a\r\n")).await.end;
+            assert!(!connection.is_usable());
+            drop(connection);
+            drop(server.taken().await);
+            end
+        };
+        let lost = [1, 3, 5, 6];
+        for cut in lost {
+            let end = end_of(&TRANSACTION[..cut], Timeouts::default()).await;
+            let is_behind = cut == 6;
+            assert!(matches!(end, End::Unknown(_)) == is_behind, "at {cut}: {end:?}");
+            let end = end_of(&[&TRANSACTION[..cut], &[BeSilent]].concat(), quick()).await;
+            assert!(matches!(end, End::Unknown(_)) == is_behind, "silent at {cut}: {end:?}");
+        }
+        let end = end_of(&[TRANSACTION, &[SayWithoutEnd("250-x")]].concat(), Timeouts::default()).await;
+        assert!(matches!(end, End::Unknown(_)), "{end:?}");
+        let end =
+            end_of(&[TRANSACTION, &[Say("354 what?\r\n"), BeSilent]].concat(), Timeouts::default()).await;
+        assert!(matches!(end, End::Unknown(_)), "{end:?}");
+        let end =
+            end_of(&[&TRANSACTION[..5], &[Say("250 what?\r\n"), BeSilent]].concat(), Timeouts::default())
+                .await;
+        assert!(matches!(end, End::Lost(_)), "{end:?}");
+        let end =
+            end_of(&[&TRANSACTION[..1], &[Say("421 4.3.2 closing\r\n")]].concat(), Timeouts::default()).await;
+        assert!(matches!(end, End::Refused(Step::Mail, _)), "{end:?}");
+        let end =
+            end_of(&[&TRANSACTION[..3], &[Say("421 4.3.2 closing\r\n")]].concat(), Timeouts::default()).await;
+        assert!(matches!(end, End::Lost(_)), "{end:?}");
     }
-    let end = end_of(&[TRANSACTION, &[SayWithoutEnd("250-x")]].concat(), Timeouts::default()).await;
-    assert!(matches!(end, End::Unknown(_)), "{end:?}");
-    let end = end_of(&[TRANSACTION, &[Say("354 what?\r\n"), BeSilent]].concat(), Timeouts::default()).await;
-    assert!(matches!(end, End::Unknown(_)), "{end:?}");
-    let end =
-        end_of(&[&TRANSACTION[..5], &[Say("250 what?\r\n"), BeSilent]].concat(), Timeouts::default()).await;
-    assert!(matches!(end, End::Lost(_)), "{end:?}");
-    let end =
-        end_of(&[&TRANSACTION[..1], &[Say("421 4.3.2 closing\r\n")]].concat(), Timeouts::default()).await;
-    assert!(matches!(end, End::Refused(Step::Mail, _)), "{end:?}");
-    let end =
-        end_of(&[&TRANSACTION[..3], &[Say("421 4.3.2 closing\r\n")]].concat(), Timeouts::default()).await;
-    assert!(matches!(end, End::Lost(_)), "{end:?}");
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! Delivery: a worker per mailbox takes what is due from the store and submits it to Microsoft 365.
 //!
 //! [`Worker`] runs a mailbox's lanes; each makes one attempt at one message at a time; [`client`] speaks SMTP over
-//! [`wire`], which [`starttls`] encrypted; [`probe`] only tries whether that works; [`search`] looks among the sent messages
+//! [`wire`], [`envelope`] by envelope, which [`starttls`] encrypted; [`probe`] only tries whether that works; [`search`] looks among the sent messages
 //! for those whose outcome is unknown; [`outcome`], [`sent`], [`lanes`], [`policy`], [`pacing`] and [`eta`] decide, without
 //! I/O.
 
@@ -10,6 +10,7 @@ mod attempt;
 #[path = "bed.rs"]
 mod bed;
 mod client;
+mod envelope;
 mod eta;
 mod fault;
 mod lanes;

@@ -1,7 +1,7 @@
 //! The other side of the client's tests: a server that plays a literal dialogue, over real TLS.
 
 use crate::units::HostPort;
-use Play::{BeSilent, Hear, HearLike, Say, SayWithoutEnd, Take, Tls};
+use Play::{BeLeft, BeSilent, Hear, HearLike, Say, SayWithoutEnd, Take, Tls};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use std::sync::Arc;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
@@ -28,6 +28,8 @@ pub(super) enum Play {
     SayWithoutEnd(&'static str),
     /// Says nothing more, but stays.
     BeSilent,
+    /// The same, and must hear nothing more.
+    BeLeft,
 }
 
 pub(super) const GREETING: &[Play] = &[
@@ -46,12 +48,23 @@ pub(super) const EHLO: &[Play] = &[
         "250-AM0PR02CA0001.outlook.office365.com Hello [192.0.2.1]\r\n250-SIZE 157286400\r\n250-PIPELINING\r\n250-AUTH LOGIN XOAUTH2\r\n250-8BITMIME\r\n250 SMTPUTF8\r\n",
     ),
 ];
+/// Without PIPELINING.
+pub(super) const PLAIN_EHLO: &[Play] = &[
+    HearLike("EHLO "),
+    Say(
+        "250-AM0PR02CA0001.outlook.office365.com Hello [192.0.2.1]\r\n250-SIZE 157286400\r\n250-AUTH LOGIN XOAUTH2\r\n250-8BITMIME\r\n250 SMTPUTF8\r\n",
+    ),
+];
 /// `user=john@example.com^Aauth=Bearer token^A^A`
 pub(super) const AUTH: &str = "AUTH XOAUTH2 dXNlcj1qb2huQGV4YW1wbGUuY29tAWF1dGg9QmVhcmVyIHRva2VuAQE=";
 pub(super) const SIGN_IN: &[Play] = &[Hear(AUTH), Say("235 2.7.0 Authentication successful\r\n")];
 
 pub(super) fn open_session() -> Vec<Play> {
     [GREETING, EHLO, EHLO, SIGN_IN].concat()
+}
+
+pub(super) fn open_plain_session() -> Vec<Play> {
+    [GREETING, PLAIN_EHLO, PLAIN_EHLO, SIGN_IN].concat()
 }
 
 /// The server's side of the dialogue; its task returns the messages it took.
@@ -139,6 +152,13 @@ async fn perform(play: Play, stream: &mut Box<dyn Stream>, taken: &mut Vec<Vec<u
         BeSilent => {
             // Until the client is gone.
             stream.read_to_end(&mut Vec::new()).await.map(drop)
+        }
+        BeLeft => {
+            let mut more = Vec::new();
+            // However it ends.
+            drop(stream.read_to_end(&mut more).await);
+            assert!(more.is_empty(), "heard {:?}", more.escape_ascii());
+            Ok(())
         }
         Tls => Ok(()),
     }

@@ -1,11 +1,14 @@
 //! The stream that lettre speaks over: encrypted already, and holding only what lettre survives.
+//!
+//! Messages go past lettre, over the same stream.
 
 use lettre::transport::smtp::client::AsyncTokioStream;
 use std::io::{Error, ErrorKind, Result};
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
@@ -18,13 +21,53 @@ pub(super) fn invalid(what: &'static str) -> Error {
     Error::new(ErrorKind::InvalidData, what)
 }
 
+/// An encrypted connection, for one task with several uses of it.
+#[derive(Clone, Debug)]
+pub(super) struct Encrypted(Arc<Mutex<TlsStream<TcpStream>>>);
+
+impl Encrypted {
+    pub(super) fn new(stream: TlsStream<TcpStream>) -> Self {
+        Self(Arc::new(Mutex::new(stream)))
+    }
+
+    fn with<T>(&self, act: impl FnOnce(Pin<&mut TlsStream<TcpStream>>) -> T) -> T {
+        act(Pin::new(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    /// Writes all of it. What fails, or is given up, has not left as a whole.
+    pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        self.write_all(bytes).await?;
+        self.flush().await
+    }
+}
+
+impl AsyncRead for Encrypted {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<Result<()>> {
+        self.with(|stream| stream.poll_read(cx, buffer))
+    }
+}
+
+impl AsyncWrite for Encrypted {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<Result<usize>> {
+        self.with(|stream| stream.poll_write(cx, bytes))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        self.with(|stream| stream.poll_flush(cx))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        self.with(|stream| stream.poll_shutdown(cx))
+    }
+}
+
 /// An encrypted connection as lettre wants it: it begins with a greeting, which after STARTTLS no server sends, and
 /// holds only replies that lettre survives: of bounded lines (it reads a line whole before it looks at its length), in
 /// ASCII (other bytes it would take for a broken connection), and none blank (it panics on such a line in an EHLO
 /// reply).
 #[derive(Debug)]
 pub(super) struct Wire {
-    stream: TlsStream<TcpStream>,
+    stream: Encrypted,
     greeting: &'static [u8],
     line: Line,
     /// After a reply that was refused no other is read: lettre would wait for one, to QUIT.
@@ -47,7 +90,7 @@ struct Line {
 }
 
 impl Wire {
-    pub(super) fn new(stream: TlsStream<TcpStream>) -> Self {
+    pub(super) fn new(stream: Encrypted) -> Self {
         Self { stream, greeting: b"220 encrypted\r\n", line: Line::default(), broken: false }
     }
 }
@@ -123,7 +166,7 @@ impl AsyncWrite for Wire {
 
 impl AsyncTokioStream for Wire {
     fn peer_addr(&self) -> Result<SocketAddr> {
-        self.stream.get_ref().0.peer_addr()
+        self.stream.with(|stream| stream.get_ref().0.peer_addr())
     }
 }
 

@@ -55,20 +55,19 @@ pub(super) fn count(
     connection: &Connection,
 ) -> Result<(), rusqlite::Error> {
     let minute = millis(now).div_euclid(MINUTE);
-    run(
-        connection,
+    let mut insert = connection.prepare_cached(
         "INSERT INTO pace (mailbox, minute, messages, recipients) \
          SELECT mailbox, ?2, 1, ?3 FROM message WHERE id = ?1 \
-         ON CONFLICT (mailbox, minute) DO UPDATE SET messages = messages + 1, recipients = recipients + ?3",
-        params![id.0, minute, recipients],
+         ON CONFLICT (mailbox, minute) DO UPDATE SET messages = messages + 1, recipients = recipients + ?3 \
+         RETURNING messages",
     )?;
-    // A range of the primary key that is nearly always empty.
-    run(
-        connection,
-        "DELETE FROM pace WHERE mailbox = (SELECT mailbox FROM message WHERE id = ?1) AND minute < ?2",
-        params![id.0, minute - KEPT],
-    )
-    .map(drop)
+    let messages: i64 = insert.query_row(params![id.0, minute, recipients], |row| row.get(0))?;
+    if messages == 1 {
+        let sql =
+            "DELETE FROM pace WHERE mailbox = (SELECT mailbox FROM message WHERE id = ?1) AND minute < ?2";
+        run(connection, sql, params![id.0, minute - KEPT])?;
+    }
+    Ok(())
 }
 
 /// Takes back what the attempt that was booked last counted: the service was never asked to take the message.
@@ -76,9 +75,9 @@ pub(super) fn take_back(id: QueueId, connection: &Connection) -> Result<(), rusq
     run(
         connection,
         "UPDATE pace SET messages = max(0, pace.messages - 1), recipients = max(0, pace.recipients - open.waiting) \
-         FROM (SELECT m.mailbox AS mailbox, a.started_at / 60000 AS minute, \
+         FROM (SELECT m.mailbox AS mailbox, m.changed_at / 60000 AS minute, \
                (SELECT count(*) FROM json_each(m.recipients) WHERE json_extract(value, '$.state') IN ('waiting', 'unknown')) AS waiting \
-               FROM message m JOIN attempt a ON a.message = m.id AND a.number = m.attempts WHERE m.id = ?1) AS open \
+               FROM message m WHERE m.id = ?1 AND m.state = 'sending') AS open \
          WHERE pace.mailbox = open.mailbox AND pace.minute = open.minute",
         [id.0],
     )

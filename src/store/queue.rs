@@ -205,8 +205,9 @@ impl Store {
     /// The disk's.
     pub async fn attempts(&self, id: QueueId) -> Result<Vec<Attempt>, Error> {
         let rows = sqlx::query(
-            "SELECT number, started_at, ended_at, outcome, class, code, reply FROM attempt \
-             WHERE message = $1 ORDER BY number",
+            "SELECT number, started_at, ended_at, outcome, class, code, reply FROM attempt WHERE message = $1 \
+             UNION ALL SELECT attempts, changed_at, NULL, NULL, NULL, NULL, NULL FROM message \
+             WHERE id = $1 AND state = 'sending' ORDER BY 1",
         )
         .bind(id.0)
         .fetch_all(&self.readers)
@@ -338,11 +339,6 @@ fn book(
     if booked == 0 {
         return Err(rusqlite::Error::QueryReturnedNoRows);
     }
-    run(
-        connection,
-        "INSERT INTO attempt (message, number, started_at) SELECT id, attempts, ?2 FROM message WHERE id = ?1",
-        params![id.0, millis(now)],
-    )?;
     pace::count(id, recipients, now, connection)
 }
 
@@ -361,6 +357,14 @@ pub(super) fn settle(settlement: &Settlement, connection: &Connection) -> Result
         Next::Held => ("held", *at, "unknown"),
         Next::Failed => ("failed", *at, "failed"),
     };
+    let class = settlement.class.map(Class::as_str);
+    // Unless it was settled without one, the message's row is the attempt's until here.
+    run(
+        connection,
+        "INSERT INTO attempt (message, number, started_at, ended_at, outcome, class, code, reply) \
+         SELECT id, attempts, changed_at, ?2, ?3, ?4, ?5, ?6 FROM message WHERE id = ?1 AND state = 'sending'",
+        params![id.0, millis(*at), outcome, class, settlement.code, settlement.reply],
+    )?;
     let unknown = matches!(settlement.next, Next::Held | Next::Again { unknown: true, .. });
     let recipients = encode(&settlement.recipients)?;
     run(
@@ -368,13 +372,6 @@ pub(super) fn settle(settlement: &Settlement, connection: &Connection) -> Result
         "UPDATE message SET state = ?2, recipients = ?3, next_attempt_at = ?4, changed_at = ?5, \
          unknown_since = CASE WHEN ?6 THEN coalesce(unknown_since, ?5) END WHERE id = ?1",
         params![id.0, state, recipients, millis(next_attempt_at), millis(*at), unknown],
-    )?;
-    let class = settlement.class.map(Class::as_str);
-    run(
-        connection,
-        "UPDATE attempt SET ended_at = ?2, outcome = ?3, class = ?4, code = ?5, reply = ?6 \
-         WHERE message = ?1 AND ended_at IS NULL",
-        params![id.0, millis(*at), outcome, class, settlement.code, settlement.reply],
     )
     .map(drop)
 }

@@ -104,8 +104,9 @@ pub(super) fn resolve(
 pub(super) fn recover(now: Timestamp, connection: &Connection) -> Result<(), rusqlite::Error> {
     run(
         connection,
-        "UPDATE attempt SET ended_at = ?1, outcome = 'unknown', reply = 'the relay stopped in the middle of it' \
-         WHERE ended_at IS NULL AND message IN (SELECT id FROM message WHERE state = 'sending')",
+        "INSERT INTO attempt (message, number, started_at, ended_at, outcome, reply) \
+         SELECT id, attempts, changed_at, ?1, 'unknown', 'the relay stopped in the middle of it' \
+         FROM message WHERE state = 'sending' ON CONFLICT DO NOTHING",
         [millis(now)],
     )?;
     let interrupted: Vec<(i64, String)> =

@@ -5,6 +5,9 @@ use memchr::memmem;
 /// Of twenty messages, thirteen are small, six of a middling size, one is large.
 const TWENTY: [usize; 20] = [0, 1, 0, 0, 1, 0, 0, 1, 0, 2, 0, 1, 0, 0, 1, 0, 0, 1, 0, 0];
 
+/// How a message ends, with its final dot.
+pub(crate) const END: &[u8] = b"\r\n.\r\n";
+
 /// Bodies of all sizes.
 pub(crate) struct Mails {
     bodies: Vec<Vec<u8>>,

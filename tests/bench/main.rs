@@ -60,9 +60,8 @@ fn main() -> ExitCode {
         }
         "large" => named(arguments, &["--inboxes", "--megabytes"]).and_then(|given| idle::large(&given)),
         "idle" => named(arguments, &["--inboxes", "--minutes"]).and_then(|given| idle::run(&given)),
-        "outgoing" => {
-            named(arguments, &["--messages", "--sessions", "--runs"]).and_then(|given| outgoing::run(&given))
-        }
+        "outgoing" => named(arguments, &["--messages", "--sessions", "--runs", "--work"])
+            .and_then(|given| outgoing::run(&given)),
         _ => Err(format!("{mode} is unknown: accept, outgoing, inbound, large, idle").into()),
     };
     match done {
@@ -315,19 +314,27 @@ fn session_load(address: SocketAddr, message: &[u8], messages: usize) -> Result<
 }
 
 /// A client that speaks SMTP as Odoo does: one command at a time.
-struct Session {
-    replies: BufReader<TcpStream>,
+struct Session<S = TcpStream> {
+    replies: BufReader<S>,
     line: String,
+    /// The message that is sent; it leaves at once.
+    message: Vec<u8>,
 }
 
 impl Session {
     fn open(address: SocketAddr) -> Result<Self> {
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
-        let mut session = Self { replies: BufReader::new(stream), line: String::new() };
+        let mut session = Session::over(stream);
         session.expect("220")?;
         session.say(b"EHLO bench\r\n", "250")?;
         Ok(session)
+    }
+}
+
+impl<S: Read + Write> Session<S> {
+    fn over(stream: S) -> Self {
+        Self { replies: BufReader::new(stream), line: String::new(), message: Vec::new() }
     }
 
     /// Sends a message, of which `end` is the last part, with its final dot; returns how long its 250 took.
@@ -335,7 +342,14 @@ impl Session {
         self.say(b"MAIL FROM:<bounce@example.com>\r\n", "250")?;
         self.say(b"RCPT TO:<a@x.test>\r\n", "250")?;
         self.say(b"DATA\r\n", "354")?;
-        self.replies.get_mut().write_all(&[begin, end].concat())?;
+        self.content(begin, end)
+    }
+
+    fn content(&mut self, begin: &[u8], end: &[u8]) -> Result<Duration> {
+        self.message.clear();
+        self.message.extend_from_slice(begin);
+        self.message.extend_from_slice(end);
+        self.replies.get_mut().write_all(&self.message)?;
         let sent = Instant::now();
         self.expect("250")?;
         Ok(sent.elapsed())

@@ -1,10 +1,12 @@
 //! Outgoing mail beside Debian's Postfix, in the same run: accepted and kept, and accepted until delivered.
 //!
-//! `cargo run --release --example bench -- outgoing [--messages 4000] [--sessions 1,8,32] [--runs 3]`, as root.
+//! `cargo run --release --example bench -- outgoing [--messages 4000] [--sessions 1,8,32] [--runs 3]
+//! [--work accept,deliver]`, as root.
 //!
 //! For each it prints messages a second (the median of the runs, and the lowest and highest), the 99th percentile of the
 //! time from the message's end to its 250, CPU time per message, the most memory (PSS, what processes share counted once),
-//! and the ratio of the relay's rate to Postfix's. It fails where a message did not arrive once and intact.
+//! and the ratio of the relay's rate to Postfix's. `straight` is the same client talking to the upstream itself, over TLS: what
+//! the bench can carry at most, and what it takes itself. It fails where a message did not arrive once and intact.
 
 use crate::mail::Mails;
 use crate::postfix::{Postfix, Sends};
@@ -12,11 +14,14 @@ use crate::support::tls::Tls;
 use crate::support::world::World;
 use crate::upstream::Upstream;
 use crate::{AS_RELAY, Given, Result, Session, number, process};
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{ClientConnection, StreamOwned};
 
 const MAILBOX: &str = "john@example.com";
 
@@ -45,19 +50,32 @@ pub(crate) fn run(given: &Given) -> Result<()> {
     if messages == 0 || runs == 0 || sessions.contains(&0) {
         return Err("--messages, --runs and --sessions must be at least 1".into());
     }
+    let works =
+        given.get("--work").map_or("accept,deliver", String::as_str).split(',').map(|work| match work {
+            "accept" => Ok(Work::Accept),
+            "deliver" => Ok(Work::Deliver),
+            _ => Err(format!("{work} is unknown: accept, deliver")),
+        });
+    let works = works.collect::<std::result::Result<Vec<_>, _>>()?;
     println!(
         "{messages} messages of 2, 20 and 200 KB, 17 KB on average; the median of {runs} runs [lowest, highest]"
     );
     println!(
-        "work     sessions  who      messages/s              p99 ms  CPU ms/message  PSS MiB  to Postfix"
+        "work     sessions  who       messages/s              p99 ms  CPU ms/message  PSS MiB  to Postfix"
     );
     let mails = Arc::new(Mails::new());
-    for work in [Work::Accept, Work::Deliver] {
+    for work in works {
         for &sessions in &sessions {
-            let (mut postfix, mut relay) = (Vec::new(), Vec::new());
+            let (mut postfix, mut relay, mut straight) = (Vec::new(), Vec::new(), Vec::new());
             for _ in 0..runs {
                 postfix.push(run_postfix(work, &mails, messages, sessions)?);
                 relay.push(run_relay(work, &mails, messages, sessions)?);
+                if work == Work::Deliver {
+                    straight.push(run_straight(&mails, messages, sessions)?);
+                }
+            }
+            if !straight.is_empty() {
+                print_row(work, sessions, "straight", &Median::of(straight), messages, None);
             }
             let (postfix, relay) = (Median::of(postfix), Median::of(relay));
             print_row(work, sessions, "Postfix", &postfix, messages, None);
@@ -69,7 +87,7 @@ pub(crate) fn run(given: &Given) -> Result<()> {
 
 fn print_row(work: Work, sessions: usize, who: &str, run: &Median, messages: usize, ratio: Option<f64>) {
     println!(
-        "{:7}  {sessions:8}  {who:7}  {:8.0} [{:5.0}, {:5.0}]  {:6.2}  {:14.3}  {:7.1}  {}",
+        "{:7}  {sessions:8}  {who:8}  {:8.0} [{:5.0}, {:5.0}]  {:6.2}  {:14.3}  {:7.1}  {}",
         if work == Work::Accept { "accept" } else { "deliver" },
         run.rate,
         run.lowest,
@@ -106,7 +124,25 @@ fn run_postfix(work: Work, mails: &Arc<Mails>, messages: usize, sessions: usize)
     let upstream = Upstream::start(tls.acceptor().config().clone(), mails.clone())?;
     let sends = if work == Work::Accept { Sends::Held } else { Sends::To(upstream.address) };
     let postfix = Postfix::start(folder.path(), sends)?;
-    measure(work, mails, messages, sessions, postfix.address, postfix.master()?, &upstream)
+    let open = || Session::open(postfix.address);
+    measure(work, mails, messages, sessions, open, postfix.master()?, &upstream)
+}
+
+/// Nobody between the client and the upstream.
+fn run_straight(mails: &Arc<Mails>, messages: usize, sessions: usize) -> Result<Run> {
+    let tls = Tls::new();
+    let upstream = Upstream::start(tls.acceptor().config().clone(), mails.clone())?;
+    let client = outlook_relay::tls::client(Some(&tls.ca_file()))?;
+    let open = || {
+        let mut plain = Session::open(upstream.address)?;
+        plain.say(b"STARTTLS\r\n", "220")?;
+        let connection = ClientConnection::new(client.clone(), ServerName::try_from("localhost")?)?;
+        let mut session = Session::over(StreamOwned::new(connection, plain.replies.into_inner()));
+        session.say(b"EHLO bench\r\n", "250")?;
+        session.say(b"AUTH XOAUTH2 token\r\n", "235")?;
+        Ok(session)
+    };
+    measure(Work::Deliver, mails, messages, sessions, open, std::process::id(), &upstream)
 }
 
 fn run_relay(work: Work, mails: &Arc<Mails>, messages: usize, sessions: usize) -> Result<Run> {
@@ -127,7 +163,8 @@ fn run_relay(work: Work, mails: &Arc<Mails>, messages: usize, sessions: usize) -
         runtime.block_on(config.connect(MAILBOX, &token)).success();
     }
     let mut relay = Relay::start(&config.write(), config.submission)?;
-    let run = measure(work, mails, messages, sessions, config.submission, relay.0.id(), &upstream)?;
+    let open = || Session::open(config.submission);
+    let run = measure(work, mails, messages, sessions, open, relay.0.id(), &upstream)?;
     relay.0.kill()?;
     relay.0.wait()?;
     if work == Work::Accept {
@@ -168,17 +205,18 @@ impl Drop for Relay {
     }
 }
 
-fn measure(
+/// Sends the messages over as many connections as there are sessions; `open` makes one.
+fn measure<S: Read + Write>(
     work: Work,
     mails: &Mails,
     messages: usize,
     sessions: usize,
-    address: SocketAddr,
+    open: impl Fn() -> Result<Session<S>> + Sync,
     pid: u32,
     upstream: &Upstream,
 ) -> Result<Run> {
     // The first message finds everything cold.
-    let mut first = Session::open(address)?;
+    let mut first = open()?;
     let (header, body) = mails.get(messages);
     first.send(&header, body)?;
     if work == Work::Deliver {
@@ -190,8 +228,9 @@ fn measure(
     let mut waits = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..sessions)
             .map(|session| {
+                let open = &open;
                 scope.spawn(move || -> Result<Vec<Duration>> {
-                    let mut open = Session::open(address)?;
+                    let mut open = open()?;
                     (session..messages)
                         .step_by(sessions)
                         .map(|number| {
