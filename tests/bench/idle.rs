@@ -1,4 +1,5 @@
-//! Memory: many inboxes that only wait (`idle`), and several that each hold a very large mail at once (`large`). The mail
+//! Many inboxes that only wait (`idle`): their memory, and how long the start takes until SMTP is greeted, the first refresh
+//! of all tokens, and the stop. And the memory of several that each hold a very large mail at once (`large`). The mail
 //! server is the scripted one, in the benchmark's own process; what is told is the relay's alone.
 
 use crate::process;
@@ -16,8 +17,12 @@ fn names(count: usize) -> Vec<String> {
     (0..count).map(|number| format!("user{number}@example.com")).collect()
 }
 
-/// A relay that watches these inboxes.
-async fn start(world: &World, names: &[String], change: impl Fn(&mut Config)) -> Result<(Config, Relay)> {
+/// A relay that watches these inboxes, and how long it took to be ready.
+async fn start(
+    world: &World,
+    names: &[String],
+    change: impl Fn(&mut Config),
+) -> Result<(Config, Relay, Duration)> {
     let mut config = world.config();
     config.set_binary(&std::env::current_exe()?);
     config.env(AS_RELAY, "1");
@@ -27,8 +32,9 @@ async fn start(world: &World, names: &[String], change: impl Fn(&mut Config)) ->
         config.mailbox(name, &[("inbox", "true")]);
     }
     consent(&config, &world.entra, names).await?;
+    let begun = Instant::now();
     let relay = config.start().await;
-    Ok((config, relay))
+    Ok((config, relay, begun.elapsed()))
 }
 
 /// Everybody has consented. Through the library: that many commands would take long.
@@ -71,7 +77,7 @@ pub(crate) fn run(given: &Given) -> Result<()> {
 async fn idle(inboxes: usize, minutes: usize) -> Result<()> {
     let names = names(inboxes);
     let one = World::start().await;
-    let (_config, relay) = start(&one, names.get(..1).unwrap_or_default(), |_| ()).await?;
+    let (_config, relay, _) = start(&one, names.get(..1).unwrap_or_default(), |_| ()).await?;
     let idling = |world: &World| names.iter().filter(|name| world.imap.idling(name) == 1).count();
     until("one idles", || idling(&one) == 1).await?;
     tokio::time::sleep(Duration::from_secs(5)).await;
@@ -80,11 +86,15 @@ async fn idle(inboxes: usize, minutes: usize) -> Result<()> {
     drop((relay, one));
 
     let world = World::start().await;
+    let (_config, mut relay, ready) = start(&world, &names, |_| ()).await?;
     let begun = Instant::now();
-    let (_config, relay) = start(&world, &names, |_| ()).await?;
     let pid = relay.pid().ok_or("the relay has ended")?;
     until("all idle", || idling(&world) == inboxes).await?;
-    println!("{inboxes} inboxes idle after {:.1} s", begun.elapsed().as_secs_f64());
+    println!(
+        "{inboxes} inboxes: ready (220) {:.2} s after the start, all of them idle {:.1} s later",
+        ready.as_secs_f64(),
+        begun.elapsed().as_secs_f64()
+    );
     let show = |what: &str, of: &dyn Fn(u32) -> Result<f64>, alone: f64| -> Result<()> {
         let all = of(pid)?;
         let each = (all - alone) * 1024.0 / inboxes.saturating_sub(1).max(1) as f64;
@@ -112,6 +122,12 @@ async fn idle(inboxes: usize, minutes: usize) -> Result<()> {
     })
     .await?;
     println!("a mail to the last of them is with Odoo after {:.0} ms", sent.elapsed().as_secs_f64() * 1e3);
+    let stopping = Instant::now();
+    let code = relay.terminate(PATIENCE).await;
+    println!(
+        "stopped {:.2} s after SIGTERM, with {inboxes} sessions open: exit code {code:?}",
+        stopping.elapsed().as_secs_f64()
+    );
     Ok(())
 }
 
@@ -132,7 +148,8 @@ async fn all_large(inboxes: usize, megabytes: usize) -> Result<()> {
     // Another one, with small mail only.
     names.push("small@example.com".to_owned());
     let begun = Instant::now();
-    let (_config, relay) = start(&world, &names, |config| config.raw("fetch", "new_per_sender", "0")).await?;
+    let (_config, relay, _) =
+        start(&world, &names, |config| config.raw("fetch", "new_per_sender", "0")).await?;
     let pid = relay.pid().ok_or("the relay has ended")?;
     let mut waits = Vec::new();
     let mut small = 0;
