@@ -159,6 +159,27 @@ async fn the_ledger_remembers_what_was_found_and_what_was_pushed() {
 }
 
 #[tokio::test]
+async fn an_outcome_and_the_next_booking_are_one_commit() {
+    let opened = open().await;
+    let store = &opened.store;
+    store.found(&john(), "INBOX", Mark { uidvalidity: 7, uid: 11 }, vec![10, 11], at(0)).await.unwrap();
+    let update = |uid, state, bounce| {
+        let note = Note { message_id: Some(format!("<{uid}@x>")), bounce, ..Note::default() };
+        Update { uid, state, note, next_try_at: at(1), at: at(1) }
+    };
+    let note = async |updates| store.note_pushes(&john(), "INBOX", 7, updates).await.unwrap();
+    note(vec![update(10, PushState::Pushing, false)]).await;
+    let before = store.written().commits;
+    note(vec![update(10, PushState::Pushed, true), update(11, PushState::Pushing, false)]).await;
+    assert_eq!(store.written().commits, before + 1);
+    let rows = store.to_push(&john(), "INBOX", 7, at(1), 10).await.unwrap();
+    let seen: Vec<_> = rows.iter().map(|row| (row.uid, row.state, row.tries)).collect();
+    assert_eq!(seen, [(10, PushState::Pushed, 1), (11, PushState::Pushing, 1)]);
+    assert!(store.was_pushed(&john(), "<10@x>").await.unwrap());
+    assert_eq!(store.inboxes().await.unwrap()[0].bounces, 1);
+}
+
+#[tokio::test]
 async fn a_store_that_cannot_be_made_says_which_and_what_to_do() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("file"), "x").unwrap();
