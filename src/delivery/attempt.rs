@@ -86,7 +86,7 @@ impl Context {
         let waiting = u32::try_from(waiting).unwrap_or(u32::MAX);
         match self.store.book(due.id, waiting, clock::now()).await {
             Ok(()) => drop(self.store_trouble.well()),
-            Err(store::Error::Write { source: sqlx::Error::RowNotFound, .. }) => return Ended::Skipped,
+            Err(store::Error::Changed) => return Ended::Skipped,
             Err(error) => return Ended::Store(error),
         }
         let transaction = Box::pin(self.deliver(due, content, held, token)).await;

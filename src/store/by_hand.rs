@@ -1,13 +1,13 @@
 //! What a person does to the queue: picks messages, has them tried again, cancels them.
 
 use super::queue::{encode, queued_of};
-use super::writer::Write;
+use super::writer::{Write, run};
 use super::{
     Error, NewReport, QueueId, Queued, QueuedState, Recipient, RecipientState, Store, millis, report,
 };
 use crate::address::Address;
 use jiff::Timestamp;
-use sqlx::SqliteConnection;
+use rusqlite::{Connection, params};
 
 /// Which messages of the queue a person means; what is left open does not matter.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -93,7 +93,7 @@ impl Store {
     async fn by_hand(&self, what: ByHand) -> Result<bool, Error> {
         match self.write(Write::ByHand(what)).await {
             Ok(()) => Ok(true),
-            Err(Error::Write { source: sqlx::Error::RowNotFound, .. }) => Ok(false),
+            Err(Error::Changed) => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -110,58 +110,44 @@ impl Store {
     }
 }
 
-pub(super) async fn apply(what: &ByHand, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+pub(super) fn apply(what: &ByHand, connection: &Connection) -> Result<(), rusqlite::Error> {
     match what {
-        ByHand::Retry(id, now) => retry(*id, *now, connection).await?,
+        ByHand::Retry(id, now) => retry(*id, *now, connection)?,
         ByHand::Cancel { id, attempts, report, now } => {
-            let gone =
-                sqlx::query("DELETE FROM message WHERE id = $1 AND state <> 'sending' AND attempts = $2")
-                    .bind(id.0)
-                    .bind(attempts)
-                    .execute(&mut *connection)
-                    .await?;
-            if gone.rows_affected() == 0 {
-                return Err(sqlx::Error::RowNotFound);
+            let sql = "DELETE FROM message WHERE id = ?1 AND state <> 'sending' AND attempts = ?2";
+            if run(connection, sql, params![id.0, attempts])? == 0 {
+                return Err(rusqlite::Error::QueryReturnedNoRows);
             }
             if let Some(report) = report {
-                report::insert(*id, report, *now, connection).await?;
+                report::insert(*id, report, *now, connection)?;
             }
         }
     }
-    count(connection).await
+    count(connection)
 }
 
 /// Counts one more deed, so that the daemon sees it.
-pub(super) async fn count(connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-    sqlx::query(
-        "INSERT INTO by_hand (one, count) VALUES (1, 1) ON CONFLICT (one) DO UPDATE SET count = count + 1",
-    )
-    .execute(connection)
-    .await
-    .map(drop)
+pub(super) fn count(connection: &Connection) -> Result<(), rusqlite::Error> {
+    let sql =
+        "INSERT INTO by_hand (one, count) VALUES (1, 1) ON CONFLICT (one) DO UPDATE SET count = count + 1";
+    run(connection, sql, []).map(drop)
 }
 
-async fn retry(id: QueueId, now: Timestamp, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+fn retry(id: QueueId, now: Timestamp, connection: &Connection) -> Result<(), rusqlite::Error> {
+    let sql = "SELECT state, recipients FROM message WHERE id = ?1 AND state <> 'sending'";
     let (state, recipients): (String, String) =
-        sqlx::query_as("SELECT state, recipients FROM message WHERE id = $1 AND state <> 'sending'")
-            .bind(id.0)
-            .fetch_optional(&mut *connection)
-            .await?
-            .ok_or(sqlx::Error::RowNotFound)?;
+        connection.query_row(sql, [id.0], |row| Ok((row.get(0)?, row.get(1)?)))?;
     // One that only waits keeps what is known of it: whether it was sent is still to be found out.
     let recipients = match (state.as_str(), serde_json::from_str::<Vec<Recipient>>(&recipients)) {
         ("held" | "failed", Ok(read)) => encode(&anew(read))?,
         _ => recipients,
     };
-    sqlx::query(
-        "UPDATE message SET state = 'waiting', next_attempt_at = $2, changed_at = $2, tried_since = $2, \
-         recipients = $3, unknown_since = CASE WHEN state = 'waiting' THEN unknown_since END WHERE id = $1",
+    run(
+        connection,
+        "UPDATE message SET state = 'waiting', next_attempt_at = ?2, changed_at = ?2, tried_since = ?2, \
+         recipients = ?3, unknown_since = CASE WHEN state = 'waiting' THEN unknown_since END WHERE id = ?1",
+        params![id.0, millis(now), recipients],
     )
-    .bind(id.0)
-    .bind(millis(now))
-    .bind(recipients)
-    .execute(connection)
-    .await
     .map(drop)
 }
 

@@ -41,7 +41,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: sqlx::Error,
+        source: Cause,
     },
     /// The file is damaged, or never was a store.
     #[error(
@@ -111,8 +111,11 @@ pub enum Error {
         /// What was written.
         operation: &'static str,
         /// Why.
-        source: sqlx::Error,
+        source: Cause,
     },
+    /// What was to be changed is not there any more, or not as it was.
+    #[error("somebody else changed it meanwhile")]
+    Changed,
     /// The disk is nearly full: a message more could keep those that wait from being sent.
     #[error(
         "{path}: only {} MiB are free on its disk; the last {} MiB are kept for sending what waits: free some space",
@@ -201,14 +204,36 @@ pub enum Error {
     },
 }
 
+/// What SQLite said.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub enum Cause {
+    /// To the driver that reads, and that opens the store and changes its key.
+    Reader(#[from] sqlx::Error),
+    /// To the driver that the writer uses.
+    Writer(#[from] rusqlite::Error),
+}
+
+impl Cause {
+    /// Whether it says that a file is damaged or none of its own. https://sqlite.org/rescode.html: the low byte of
+    /// SQLITE_CORRUPT (11) and SQLITE_NOTADB (26).
+    fn is_damage(&self) -> bool {
+        match self {
+            Self::Reader(error) => is_damage(error),
+            Self::Writer(error) => {
+                error.sqlite_error().is_some_and(|error| matches!(error.extended_code & 0xff, 11 | 26))
+            }
+        }
+    }
+}
+
 impl Error {
     /// Whether the file is damaged.
     pub fn is_damage(&self) -> bool {
         match self {
             Self::Damaged { .. } => true,
-            Self::Open { source, .. } | Self::Read { source, .. } | Self::Write { source, .. } => {
-                is_damage(source)
-            }
+            Self::Open { source, .. } | Self::Write { source, .. } => source.is_damage(),
+            Self::Read { source, .. } => is_damage(source),
             _ => false,
         }
     }
@@ -218,12 +243,14 @@ impl Error {
 pub(super) fn opening(path: &Path) -> impl Fn(sqlx::Error) -> Error {
     move |source| {
         let path = path.to_owned();
-        if is_damage(&source) { Error::Damaged { path, source } } else { Error::Open { path, source } }
+        if is_damage(&source) {
+            Error::Damaged { path, source }
+        } else {
+            Error::Open { path, source: source.into() }
+        }
     }
 }
 
-/// Whether SQLite says that a file is damaged or none of its own. https://sqlite.org/rescode.html: the low byte of SQLITE_CORRUPT
-/// (11) and SQLITE_NOTADB (26).
 fn is_damage(error: &sqlx::Error) -> bool {
     let code =
         error.as_database_error().and_then(|error| error.code()).and_then(|code| code.parse::<i64>().ok());

@@ -3,6 +3,7 @@
 use super::error::opening;
 use super::{Config, Error, real};
 use crate::sealing::Keyring;
+use rusqlite::OpenFlags;
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
 use sqlx::{ConnectOptions, SqlSafeStr, SqliteConnection};
@@ -10,6 +11,11 @@ use std::fs::{File, TryLockError};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// The command line writes as well, briefly.
+const BUSY: Duration = Duration::from_secs(10);
+/// While a backup reads, the log cannot begin anew: afterwards it does not stay as large as it became. In bytes.
+const JOURNAL_LIMIT: i64 = 64 << 20;
 
 /// The schema's history; rows are only ever added to the list.
 pub(super) const MIGRATIONS: &[(i64, &str, &str)] = &[
@@ -108,6 +114,20 @@ pub(super) fn options(path: &Path) -> SqliteConnectOptions {
     bare(path).journal_mode(SqliteJournalMode::Wal)
 }
 
+/// The connection of the writer, with the same options, on a store that is there and up to date.
+pub(super) fn writing(path: &Path) -> Result<rusqlite::Connection, rusqlite::Error> {
+    // Only the writer's thread has it: SQLite need not lock it.
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = rusqlite::Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY)?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    connection.pragma_update(None, "secure_delete", "FAST")?;
+    connection.pragma_update(None, "journal_size_limit", JOURNAL_LIMIT)?;
+    connection.set_prepared_statement_cache_capacity(64);
+    Ok(connection)
+}
+
 /// The same for a file that may be anything: opening it writes nothing.
 pub(super) fn bare(path: &Path) -> SqliteConnectOptions {
     SqliteConnectOptions::new()
@@ -117,10 +137,8 @@ pub(super) fn bare(path: &Path) -> SqliteConnectOptions {
         .foreign_keys(true)
         // A token that was replaced leaves nothing in its page. (ON would write each sent mail's pages once more.)
         .pragma("secure_delete", "FAST")
-        // While a backup reads, the log cannot begin anew: afterwards it does not stay as large as it became.
-        .pragma("journal_size_limit", "67108864")
-        // The command line writes as well, briefly.
-        .busy_timeout(Duration::from_secs(10))
+        .pragma("journal_size_limit", JOURNAL_LIMIT.to_string())
+        .busy_timeout(BUSY)
         .disable_statement_logging()
 }
 

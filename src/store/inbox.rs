@@ -6,12 +6,12 @@
 use super::prune::Prune;
 use super::queue::address;
 use super::received::Change;
-use super::writer::Write;
+use super::writer::{Write, run, unencodable};
 use super::{Error, Store, millis, timestamp};
 use crate::address::Address;
 use jiff::Timestamp;
+use rusqlite::{Connection, params};
 use serde::Serialize;
-use sqlx::SqliteConnection;
 
 /// Up to where an inbox was looked through (RFC 9051 section 2.3.1.1: UIDs only grow while UIDVALIDITY stays).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -321,85 +321,70 @@ impl Store {
     }
 }
 
-pub(super) async fn apply(write: &InboxWrite, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+pub(super) fn apply(write: &InboxWrite, connection: &Connection) -> Result<(), rusqlite::Error> {
     match write {
         InboxWrite::Found { mailbox, folder, mark, uids, at } => {
-            sqlx::query(
-                "INSERT INTO inbox (mailbox, folder, uidvalidity, uid, looked_at) VALUES ($1, $2, $3, $4, $5) \
+            let (mailbox, uidvalidity, at) = (mailbox.as_str(), mark.uidvalidity, millis(*at));
+            run(
+                connection,
+                "INSERT INTO inbox (mailbox, folder, uidvalidity, uid, looked_at) VALUES (?1, ?2, ?3, ?4, ?5) \
                  ON CONFLICT (mailbox, folder) DO UPDATE SET uidvalidity = excluded.uidvalidity, \
                  uid = excluded.uid, looked_at = excluded.looked_at",
-            )
-            .bind(mailbox.as_str())
-            .bind(folder)
-            .bind(i64::from(mark.uidvalidity))
-            .bind(i64::from(mark.uid))
-            .bind(millis(*at))
-            .execute(&mut *connection)
-            .await?;
+                params![mailbox, folder, uidvalidity, mark.uid, at],
+            )?;
             // With another UIDVALIDITY, or in a folder that is no longer watched, nothing that is still to be done can be
             // found by its UID any more; what is still unread was found anew.
-            sqlx::query(
-                "UPDATE received SET state = 'gone', changed_at = $4 WHERE mailbox = $1 \
-                 AND (folder <> $2 OR uidvalidity <> $3) AND state <> 'done' AND state <> 'gone' \
+            run(
+                connection,
+                "UPDATE received SET state = 'gone', changed_at = ?4 WHERE mailbox = ?1 \
+                 AND (folder <> ?2 OR uidvalidity <> ?3) AND state <> 'done' AND state <> 'gone' \
                  AND state IN ('waiting', 'pushing', 'refused')",
-            )
-            .bind(mailbox.as_str())
-            .bind(folder)
-            .bind(i64::from(mark.uidvalidity))
-            .bind(millis(*at))
-            .execute(&mut *connection)
-            .await?;
+                params![mailbox, folder, uidvalidity, at],
+            )?;
             // In one statement: an inbox with a hundred thousand unread messages must not keep SMTP waiting.
-            let uids = serde_json::to_string(uids).map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
-            sqlx::query(
+            let uids = serde_json::to_string(uids).map_err(unencodable)?;
+            run(
+                connection,
                 "INSERT INTO received (mailbox, folder, uidvalidity, uid, state, tries, next_try_at, found_at, \
-                 changed_at) SELECT $1, $2, $3, value, 'waiting', 0, $4, $4, $4 FROM json_each($5) WHERE true \
+                 changed_at) SELECT ?1, ?2, ?3, value, 'waiting', 0, ?4, ?4, ?4 FROM json_each(?5) WHERE true \
                  ON CONFLICT DO NOTHING",
+                params![mailbox, folder, uidvalidity, at, uids],
             )
-            .bind(mailbox.as_str())
-            .bind(folder)
-            .bind(i64::from(mark.uidvalidity))
-            .bind(millis(*at))
-            .bind(uids)
-            .execute(&mut *connection)
-            .await
             .map(drop)
         }
         InboxWrite::Push { mailbox, folder, uidvalidity, uid, update } => {
-            let tried = i64::from(update.state == PushState::Pushing);
-            sqlx::query(
-                "UPDATE received SET state = $5, tries = tries + $6, message_id = coalesce($7, message_id), \
-                 answer = coalesce($8, answer), next_try_at = $9, changed_at = $10, \
-                 sender = nullif(coalesce($11, sender), ''), refusals = refusals + $12, \
-                 pushed_at = CASE $6 WHEN 1 THEN $10 ELSE pushed_at END \
-                 WHERE mailbox = $1 AND folder = $2 AND uidvalidity = $3 AND uid = $4",
-            )
-            .bind(mailbox.as_str())
-            .bind(folder)
-            .bind(i64::from(*uidvalidity))
-            .bind(i64::from(*uid))
-            .bind(update.state.as_str())
-            .bind(tried)
-            .bind(&update.note.message_id)
-            .bind(&update.note.answer)
-            .bind(millis(update.next_try_at))
-            .bind(millis(update.at))
-            .bind(&update.note.sender)
-            .bind(i64::from(update.note.refused))
-            .execute(&mut *connection)
-            .await?;
-            if update.note.bounce {
-                sqlx::query("UPDATE inbox SET bounces = bounces + 1 WHERE mailbox = $1 AND folder = $2")
-                    .bind(mailbox.as_str())
-                    .bind(folder)
-                    .execute(connection)
-                    .await?;
+            let Update { state, note, next_try_at, at } = update;
+            run(
+                connection,
+                "UPDATE received SET state = ?5, tries = tries + ?6, message_id = coalesce(?7, message_id), \
+                 answer = coalesce(?8, answer), next_try_at = ?9, changed_at = ?10, \
+                 sender = nullif(coalesce(?11, sender), ''), refusals = refusals + ?12, \
+                 pushed_at = CASE ?6 WHEN 1 THEN ?10 ELSE pushed_at END \
+                 WHERE mailbox = ?1 AND folder = ?2 AND uidvalidity = ?3 AND uid = ?4",
+                params![
+                    mailbox.as_str(),
+                    folder,
+                    uidvalidity,
+                    uid,
+                    state.as_str(),
+                    *state == PushState::Pushing,
+                    note.message_id,
+                    note.answer,
+                    millis(*next_try_at),
+                    millis(*at),
+                    note.sender,
+                    note.refused,
+                ],
+            )?;
+            if note.bounce {
+                let sql = "UPDATE inbox SET bounces = bounces + 1 WHERE mailbox = ?1 AND folder = ?2";
+                run(connection, sql, [mailbox.as_str(), folder])?;
             }
             Ok(())
         }
-        InboxWrite::Prune(prune) => prune.apply(connection).await,
+        InboxWrite::Prune(prune) => prune.apply(connection),
         InboxWrite::Some { mailbox, folder, uidvalidity, uids, change } => {
-            change.apply(mailbox, folder, *uidvalidity, uids, connection).await
+            change.apply(mailbox, folder, *uidvalidity, uids, connection)
         }
     }
 }

@@ -1,12 +1,13 @@
 //! The invitations' rows: the key that signs the links, sealed, and each mailbox's generation.
 
 use super::sealed::{self, opened, written};
-use super::writer::Write;
+use super::writer::{Write, run, unencodable};
 use super::{Error, Store};
 use crate::address::Address;
 use crate::sealing::{Key, KeyId, Keyring, Owner};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use rusqlite::{Connection, params};
 use secrecy::{ExposeSecret, SecretSlice, SecretString};
 use sqlx::SqliteConnection;
 
@@ -114,26 +115,26 @@ pub(super) async fn forget_others(connection: &mut SqliteConnection, id: KeyId) 
         .map(drop)
 }
 
-pub(super) async fn apply(
+pub(super) fn apply(
     write: &InviteWrite,
-    connection: &mut SqliteConnection,
+    connection: &Connection,
     keys: &Keyring,
-) -> Result<(), sqlx::Error> {
-    let query = match write {
+) -> Result<(), rusqlite::Error> {
+    match write {
         InviteWrite::Key(secret) => {
             let text = SecretString::from(STANDARD.encode(secret.expose_secret()));
-            let sealed = sealed::key(connection, keys).await?.seal(rand::random(), Owner::Invitations, &text);
-            sqlx::query("INSERT INTO own_key (name, sealed) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING")
-                .bind(KEY)
-                .bind(sealed.map_err(|error| sqlx::Error::Encode(Box::new(error)))?)
+            let sealed = sealed::key(connection, keys)?.seal(rand::random(), Owner::Invitations, &text);
+            let sql = "INSERT INTO own_key (name, sealed) VALUES (?1, ?2) ON CONFLICT (name) DO NOTHING";
+            run(connection, sql, params![KEY, sealed.map_err(unencodable)?])
         }
-        InviteWrite::Revoke(mailbox) => sqlx::query(
-            "INSERT INTO invitation (mailbox, generation) VALUES ($1, 1) \
+        InviteWrite::Revoke(mailbox) => run(
+            connection,
+            "INSERT INTO invitation (mailbox, generation) VALUES (?1, 1) \
              ON CONFLICT (mailbox) DO UPDATE SET generation = generation + 1",
-        )
-        .bind(mailbox.as_str()),
-    };
-    query.execute(connection).await.map(drop)
+            [mailbox.as_str()],
+        ),
+    }
+    .map(drop)
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ mod writer;
 pub use backup::Backup;
 pub use by_hand::Selection;
 pub use check::{Health, Inside, KeyHealth};
-pub use error::Error;
+pub use error::{Cause, Error};
 pub(crate) use file::{lock, lock_file};
 pub use inbox::{InboxLine, Mark, Note, PushState, Received};
 pub use message::{
@@ -222,7 +222,9 @@ impl Store {
     pub async fn bring_up_to_date(config: &Config) -> Result<(), Error> {
         if config.path.exists() {
             let (connection, _) = connect_locked(config).await?;
-            connection.close().await.map_err(|source| Error::Open { path: config.path.clone(), source })?;
+            let path = config.path.clone();
+            let closed = connection.close().await;
+            closed.map_err(|source| Error::Open { path, source: source.into() })?;
         }
         Ok(())
     }
@@ -257,7 +259,7 @@ impl Store {
         mut connection: SqliteConnection,
         keys: Keyring,
     ) -> Result<(Self, Writer), Error> {
-        let opened = |source| Error::Open { path: config.path.clone(), source };
+        let opened = |source: sqlx::Error| Error::Open { path: config.path.clone(), source: source.into() };
         let last: Option<i64> = sqlx::query_scalar("SELECT max(id) FROM message")
             .fetch_one(&mut connection)
             .await
@@ -267,13 +269,17 @@ impl Store {
             .connect_with(options(&config.path).pragma("query_only", "1"))
             .await
             .map_err(opened)?;
+        let writing = file::writing(&config.path)
+            .map_err(|source| Error::Open { path: config.path.clone(), source: source.into() })?;
+        // Not before another one is open: the last to close would end the log.
+        connection.close().await.map_err(opened)?;
         let (writes, jobs) = mpsc::channel(1024);
         let closing = CancellationToken::new();
         let unwritable = writer::Unwritable::default();
         let keys = Arc::new(keys);
         let counted = Arc::<writer::Counted>::default();
         let writer =
-            Writer::new(connection, keys.clone(), jobs, closing.clone(), unwritable.clone(), counted.clone());
+            Writer::new(writing, keys.clone(), jobs, closing.clone(), unwritable.clone(), counted.clone());
         let store = Self {
             path: Arc::from(config.path.as_path()),
             readers,

@@ -1,9 +1,10 @@
 //! What each mailbox was made to send, by the minute: its pace survives a restart.
 
+use super::writer::run;
 use super::{Error, QueueId, Store, millis, timestamp};
 use crate::address::Address;
 use jiff::Timestamp;
-use sqlx::SqliteConnection;
+use rusqlite::{Connection, params};
 
 const MINUTE: i64 = 60_000;
 /// The service counts recipients over a day; what is older than this, in minutes, no longer counts.
@@ -47,45 +48,39 @@ impl Store {
 }
 
 /// Counts an attempt that is being booked.
-pub(super) async fn count(
+pub(super) fn count(
     id: QueueId,
     recipients: u32,
     now: Timestamp,
-    connection: &mut SqliteConnection,
-) -> Result<(), sqlx::Error> {
+    connection: &Connection,
+) -> Result<(), rusqlite::Error> {
     let minute = millis(now).div_euclid(MINUTE);
-    sqlx::query(
+    run(
+        connection,
         "INSERT INTO pace (mailbox, minute, messages, recipients) \
-         SELECT mailbox, $2, 1, $3 FROM message WHERE id = $1 \
-         ON CONFLICT (mailbox, minute) DO UPDATE SET messages = messages + 1, recipients = recipients + $3",
-    )
-    .bind(id.0)
-    .bind(minute)
-    .bind(i64::from(recipients))
-    .execute(&mut *connection)
-    .await?;
+         SELECT mailbox, ?2, 1, ?3 FROM message WHERE id = ?1 \
+         ON CONFLICT (mailbox, minute) DO UPDATE SET messages = messages + 1, recipients = recipients + ?3",
+        params![id.0, minute, recipients],
+    )?;
     // A range of the primary key that is nearly always empty.
-    sqlx::query(
-        "DELETE FROM pace WHERE mailbox = (SELECT mailbox FROM message WHERE id = $1) AND minute < $2",
+    run(
+        connection,
+        "DELETE FROM pace WHERE mailbox = (SELECT mailbox FROM message WHERE id = ?1) AND minute < ?2",
+        params![id.0, minute - KEPT],
     )
-    .bind(id.0)
-    .bind(minute - KEPT)
-    .execute(connection)
-    .await
     .map(drop)
 }
 
 /// Takes back what the attempt that was booked last counted: the service was never asked to take the message.
-pub(super) async fn take_back(id: QueueId, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-    sqlx::query(
+pub(super) fn take_back(id: QueueId, connection: &Connection) -> Result<(), rusqlite::Error> {
+    run(
+        connection,
         "UPDATE pace SET messages = max(0, pace.messages - 1), recipients = max(0, pace.recipients - open.waiting) \
          FROM (SELECT m.mailbox AS mailbox, a.started_at / 60000 AS minute, \
                (SELECT count(*) FROM json_each(m.recipients) WHERE json_extract(value, '$.state') IN ('waiting', 'unknown')) AS waiting \
-               FROM message m JOIN attempt a ON a.message = m.id AND a.number = m.attempts WHERE m.id = $1) AS open \
+               FROM message m JOIN attempt a ON a.message = m.id AND a.number = m.attempts WHERE m.id = ?1) AS open \
          WHERE pace.mailbox = open.mailbox AND pace.minute = open.minute",
+        [id.0],
     )
-    .bind(id.0)
-    .execute(connection)
-    .await
     .map(drop)
 }

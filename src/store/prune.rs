@@ -14,11 +14,11 @@
 //!   hours only.
 
 use super::inbox::{InboxWrite, narrow};
-use super::writer::Write;
+use super::writer::{Write, rows, run, unencodable};
 use super::{Error, Store, millis};
 use crate::address::Address;
 use jiff::Timestamp;
-use sqlx::SqliteConnection;
+use rusqlite::{Connection, params};
 use std::time::Duration;
 
 /// How long the row of a message is kept that is done with.
@@ -89,38 +89,35 @@ impl Store {
 }
 
 impl Prune {
-    pub(super) async fn apply(&self, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-        let gone = serde_json::to_string(&self.gone).map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
-        let rows: Vec<i64> = sqlx::query_scalar(
-            "SELECT rowid FROM received WHERE mailbox = $1 AND state IN ('done', 'gone') AND changed_at < $5 \
-             AND (state = 'gone' OR folder <> $2 OR uidvalidity <> $3 OR uid IN (SELECT value FROM json_each($4))) \
-             LIMIT $6",
-        )
-        .bind(self.mailbox.as_str())
-        .bind(&self.folder)
-        .bind(i64::from(self.uidvalidity))
-        .bind(gone)
-        .bind(millis(self.before))
-        .bind(AT_A_TIME)
-        .fetch_all(&mut *connection)
-        .await?;
-        if rows.is_empty() {
+    pub(super) fn apply(&self, connection: &Connection) -> Result<(), rusqlite::Error> {
+        let gone = serde_json::to_string(&self.gone).map_err(unencodable)?;
+        let found: Vec<(i64,)> = rows(
+            connection,
+            "SELECT rowid FROM received WHERE mailbox = ?1 AND state IN ('done', 'gone') AND changed_at < ?5 \
+             AND (state = 'gone' OR folder <> ?2 OR uidvalidity <> ?3 OR uid IN (SELECT value FROM json_each(?4))) \
+             LIMIT ?6",
+            params![
+                self.mailbox.as_str(),
+                self.folder,
+                self.uidvalidity,
+                gone,
+                millis(self.before),
+                AT_A_TIME
+            ],
+        )?;
+        if found.is_empty() {
             return Ok(());
         }
-        let rows = serde_json::to_string(&rows).map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
-        sqlx::query(
+        let found: Vec<i64> = found.into_iter().map(|(row,)| row).collect();
+        let found = serde_json::to_string(&found).map_err(unencodable)?;
+        run(
+            connection,
             "UPDATE inbox SET pruned = pruned + (SELECT count(*) FROM received r WHERE r.mailbox = inbox.mailbox \
-             AND r.folder = inbox.folder AND r.state = 'done' AND r.rowid IN (SELECT value FROM json_each($2))) \
-             WHERE mailbox = $1",
-        )
-        .bind(self.mailbox.as_str())
-        .bind(&rows)
-        .execute(&mut *connection)
-        .await?;
-        sqlx::query("DELETE FROM received WHERE rowid IN (SELECT value FROM json_each($1))")
-            .bind(&rows)
-            .execute(connection)
-            .await
+             AND r.folder = inbox.folder AND r.state = 'done' AND r.rowid IN (SELECT value FROM json_each(?2))) \
+             WHERE mailbox = ?1",
+            params![self.mailbox.as_str(), found],
+        )?;
+        run(connection, "DELETE FROM received WHERE rowid IN (SELECT value FROM json_each(?1))", [found])
             .map(drop)
     }
 }

@@ -134,7 +134,7 @@ impl Store {
         let change = Change::Retried { at: now };
         match self.change(mailbox, folder, *uidvalidity, vec![*uid], change).await {
             Ok(()) => Ok(true),
-            Err(Error::Write { source: sqlx::Error::RowNotFound, .. }) => Ok(false),
+            Err(Error::Changed) => Ok(false),
             Err(error) => Err(error),
         }
     }

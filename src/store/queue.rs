@@ -3,14 +3,15 @@
 use super::message::{Attempt, Due, NewMessage, Next, Queued, QueuedState, Recipient, Settlement, Totals};
 use super::unknown::Seen;
 use super::waiting::Stray;
-use super::writer::Write;
+use super::writer::{Write, run, unencodable};
 use super::{Error, QueueId, Store, millis, pace, report, timestamp, unknown};
 use crate::address::Address;
 use crate::failure::{Class, chain};
 use crate::routing::Rule;
 use jiff::Timestamp;
+use rusqlite::{Connection, params};
+use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, SqliteConnection};
 
 /// A query for messages as [`Due`] has them.
 macro_rules! due {
@@ -272,145 +273,114 @@ impl Store {
     }
 }
 
-pub(super) async fn apply(write: &QueueWrite, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+pub(super) fn apply(write: &QueueWrite, connection: &Connection) -> Result<(), rusqlite::Error> {
     match write {
-        QueueWrite::Accept(message) => accept(message, connection).await,
-        QueueWrite::Book { id, recipients, now } => book(*id, *recipients, *now, connection).await,
-        QueueWrite::HandOver { id, recipients } => unknown::hand_over(*id, recipients, connection).await,
-        QueueWrite::Settle(settlement) => settle(settlement, connection).await,
-        QueueWrite::Resolve(settlement, seen) => unknown::resolve(settlement, *seen, connection).await,
-        QueueWrite::Recover(now) => unknown::recover(*now, connection).await,
+        QueueWrite::Accept(message) => accept(message, connection),
+        QueueWrite::Book { id, recipients, now } => book(*id, *recipients, *now, connection),
+        QueueWrite::HandOver { id, recipients } => unknown::hand_over(*id, recipients, connection),
+        QueueWrite::Settle(settlement) => settle(settlement, connection),
+        QueueWrite::Resolve(settlement, seen) => unknown::resolve(settlement, *seen, connection),
+        QueueWrite::Recover(now) => unknown::recover(*now, connection),
         QueueWrite::SetAside(id) => {
-            sqlx::query("UPDATE message SET state = 'failed' WHERE id = $1 AND state = 'waiting'")
-                .bind(id.0)
-                .execute(connection)
-                .await
-                .map(drop)
+            let sql = "UPDATE message SET state = 'failed' WHERE id = ?1 AND state = 'waiting'";
+            run(connection, sql, [id.0]).map(drop)
         }
-        QueueWrite::Reroute { id, mailbox, rule, new_from, hold } => sqlx::query(
-            "UPDATE message SET mailbox = $1, rule = $2, new_from = $3, \
-             state = CASE WHEN state = 'waiting' AND unknown_since IS NOT NULL AND $5 THEN 'held' ELSE state END, \
-             unknown_since = CASE WHEN state = 'held' OR $5 THEN unknown_since END \
-             WHERE id = $4 AND state <> 'sending'",
+        QueueWrite::Reroute { id, mailbox, rule, new_from, hold } => run(
+            connection,
+            "UPDATE message SET mailbox = ?1, rule = ?2, new_from = ?3, \
+             state = CASE WHEN state = 'waiting' AND unknown_since IS NOT NULL AND ?5 THEN 'held' ELSE state END, \
+             unknown_since = CASE WHEN state = 'held' OR ?5 THEN unknown_since END \
+             WHERE id = ?4 AND state <> 'sending'",
+            params![mailbox.as_str(), rule.as_str(), new_from, id.0, hold],
         )
-        .bind(mailbox.as_str())
-        .bind(rule.as_str())
-        .bind(new_from)
-        .bind(id.0)
-        .bind(hold)
-        .execute(connection)
-        .await
         .map(drop),
     }
 }
 
-async fn accept(message: &NewMessage, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+fn accept(message: &NewMessage, connection: &Connection) -> Result<(), rusqlite::Error> {
     let recipients: Vec<Recipient> = message.envelope.recipients.iter().map(Recipient::waiting).collect();
-    let size = i64::try_from(message.content.len()).unwrap_or(i64::MAX);
-    sqlx::query(
+    run(
+        connection,
         "INSERT INTO message (id, received_at, mail_from, recipients, smtputf8, eight_bit, header_from, message_id, \
          size, mailbox, rule, new_from, state, attempts, next_attempt_at, changed_at) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, 'waiting', 0, $2, $2)",
-    )
-    .bind(message.id.0)
-    .bind(millis(message.received_at))
-    .bind(&message.envelope.mail_from)
-    .bind(encode(&recipients)?)
-    .bind(i64::from(message.envelope.smtputf8))
-    .bind(i64::from(message.eight_bit))
-    .bind(&message.header_from)
-    .bind(&message.message_id)
-    .bind(size)
-    .bind(message.mailbox.as_str())
-    .bind(message.rule.as_str())
-    .bind(&message.new_from)
-    .execute(&mut *connection)
-    .await?;
-    sqlx::query("INSERT INTO content (message, raw) VALUES ($1, $2)")
-        .bind(message.id.0)
-        .bind(message.content.as_ref())
-        .execute(connection)
-        .await
-        .map(drop)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, 'waiting', 0, ?2, ?2)",
+        params![
+            message.id.0,
+            millis(message.received_at),
+            message.envelope.mail_from,
+            encode(&recipients)?,
+            message.envelope.smtputf8,
+            message.eight_bit,
+            message.header_from,
+            message.message_id,
+            i64::try_from(message.content.len()).unwrap_or(i64::MAX),
+            message.mailbox.as_str(),
+            message.rule.as_str(),
+            message.new_from,
+        ],
+    )?;
+    let sql = "INSERT INTO content (message, raw) VALUES (?1, ?2)";
+    run(connection, sql, params![message.id.0, message.content.as_ref()]).map(drop)
 }
 
-async fn book(
+fn book(
     id: QueueId,
     recipients: u32,
     now: Timestamp,
-    connection: &mut SqliteConnection,
-) -> Result<(), sqlx::Error> {
-    let booked = sqlx::query(
-        "UPDATE message SET state = 'sending', attempts = attempts + 1, changed_at = $2 \
-         WHERE id = $1 AND state = 'waiting'",
-    )
-    .bind(id.0)
-    .bind(millis(now))
-    .execute(&mut *connection)
-    .await?;
-    if booked.rows_affected() == 0 {
-        return Err(sqlx::Error::RowNotFound);
+    connection: &Connection,
+) -> Result<(), rusqlite::Error> {
+    let booked = run(
+        connection,
+        "UPDATE message SET state = 'sending', attempts = attempts + 1, changed_at = ?2 \
+         WHERE id = ?1 AND state = 'waiting'",
+        params![id.0, millis(now)],
+    )?;
+    if booked == 0 {
+        return Err(rusqlite::Error::QueryReturnedNoRows);
     }
-    sqlx::query(
-        "INSERT INTO attempt (message, number, started_at) SELECT id, attempts, $2 FROM message WHERE id = $1",
-    )
-    .bind(id.0)
-    .bind(millis(now))
-    .execute(&mut *connection)
-    .await?;
-    pace::count(id, recipients, now, connection).await
+    run(
+        connection,
+        "INSERT INTO attempt (message, number, started_at) SELECT id, attempts, ?2 FROM message WHERE id = ?1",
+        params![id.0, millis(now)],
+    )?;
+    pace::count(id, recipients, now, connection)
 }
 
-pub(super) async fn settle(
-    settlement: &Settlement,
-    connection: &mut SqliteConnection,
-) -> Result<(), sqlx::Error> {
+pub(super) fn settle(settlement: &Settlement, connection: &Connection) -> Result<(), rusqlite::Error> {
+    let Settlement { id, at, .. } = settlement;
     if let Some(report) = &settlement.report {
-        report::insert(settlement.id, report, settlement.at, connection).await?;
+        report::insert(*id, report, *at, connection)?;
     }
     if !settlement.paced {
-        pace::take_back(settlement.id, connection).await?;
+        pace::take_back(*id, connection)?;
     }
     let (state, next_attempt_at, outcome) = match settlement.next {
-        Next::Done => {
-            let delete = sqlx::query("DELETE FROM message WHERE id = $1").bind(settlement.id.0);
-            return delete.execute(connection).await.map(drop);
-        }
+        Next::Done => return run(connection, "DELETE FROM message WHERE id = ?1", [id.0]).map(drop),
         Next::Again { at, unknown: false } => ("waiting", at, "deferred"),
         Next::Again { at, unknown: true } => ("waiting", at, "unknown"),
-        Next::Held => ("held", settlement.at, "unknown"),
-        Next::Failed => ("failed", settlement.at, "failed"),
+        Next::Held => ("held", *at, "unknown"),
+        Next::Failed => ("failed", *at, "failed"),
     };
     let unknown = matches!(settlement.next, Next::Held | Next::Again { unknown: true, .. });
-    sqlx::query(
-        "UPDATE message SET state = $2, recipients = $3, next_attempt_at = $4, changed_at = $5, \
-         unknown_since = CASE WHEN $6 THEN coalesce(unknown_since, $5) END WHERE id = $1",
+    let recipients = encode(&settlement.recipients)?;
+    run(
+        connection,
+        "UPDATE message SET state = ?2, recipients = ?3, next_attempt_at = ?4, changed_at = ?5, \
+         unknown_since = CASE WHEN ?6 THEN coalesce(unknown_since, ?5) END WHERE id = ?1",
+        params![id.0, state, recipients, millis(next_attempt_at), millis(*at), unknown],
+    )?;
+    let class = settlement.class.map(Class::as_str);
+    run(
+        connection,
+        "UPDATE attempt SET ended_at = ?2, outcome = ?3, class = ?4, code = ?5, reply = ?6 \
+         WHERE message = ?1 AND ended_at IS NULL",
+        params![id.0, millis(*at), outcome, class, settlement.code, settlement.reply],
     )
-    .bind(settlement.id.0)
-    .bind(state)
-    .bind(encode(&settlement.recipients)?)
-    .bind(millis(next_attempt_at))
-    .bind(millis(settlement.at))
-    .bind(unknown)
-    .execute(&mut *connection)
-    .await?;
-    sqlx::query(
-        "UPDATE attempt SET ended_at = $2, outcome = $3, class = $4, code = $5, reply = $6 \
-         WHERE message = $1 AND ended_at IS NULL",
-    )
-    .bind(settlement.id.0)
-    .bind(millis(settlement.at))
-    .bind(outcome)
-    .bind(settlement.class.map(Class::as_str))
-    .bind(&settlement.code)
-    .bind(&settlement.reply)
-    .execute(connection)
-    .await
     .map(drop)
 }
 
-pub(super) fn encode(recipients: &[Recipient]) -> Result<String, sqlx::Error> {
-    serde_json::to_string(recipients).map_err(|error| sqlx::Error::Encode(Box::new(error)))
+pub(super) fn encode(recipients: &[Recipient]) -> Result<String, rusqlite::Error> {
+    serde_json::to_string(recipients).map_err(unencodable)
 }
 
 fn due_of(row: &SqliteRow) -> Result<Due, Error> {

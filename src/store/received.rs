@@ -1,11 +1,11 @@
 //! The inbox ledger, many rows at a time: what became of messages, when some are due, who sent how many.
 
 use super::inbox::{InboxWrite, PushState};
-use super::writer::Write;
+use super::writer::{Write, run, unencodable};
 use super::{Error, Store, by_hand, millis, timestamp};
 use crate::address::Address;
 use jiff::Timestamp;
-use sqlx::SqliteConnection;
+use rusqlite::{Connection, params};
 
 /// What is written down about several messages of a folder at once.
 #[derive(Debug)]
@@ -19,27 +19,27 @@ pub(super) enum Change {
 }
 
 impl Change {
-    pub(super) async fn apply(
+    pub(super) fn apply(
         &self,
         mailbox: &Address,
         folder: &str,
         uidvalidity: u32,
         uids: &[u32],
-        connection: &mut SqliteConnection,
-    ) -> Result<(), sqlx::Error> {
+        connection: &Connection,
+    ) -> Result<(), rusqlite::Error> {
         let set = match self {
             // Only what was refused often is moved: where a person wanted it tried again meanwhile, it is to come back.
             Self::Settled { state: PushState::Moved, .. } => {
-                "state = CASE refusals WHEN 0 THEN 'returning' ELSE $5 END, next_try_at = $6, changed_at = $7"
+                "state = CASE refusals WHEN 0 THEN 'returning' ELSE ?5 END, next_try_at = ?6, changed_at = ?7"
             }
-            Self::Settled { .. } => "state = $5, next_try_at = $6, changed_at = $7",
+            Self::Settled { .. } => "state = ?5, next_try_at = ?6, changed_at = ?7",
             Self::Doubted { .. } => {
-                "state = CASE state WHEN 'waiting' THEN $5 ELSE state END, \
-                 next_try_at = CASE state WHEN 'waiting' THEN $6 ELSE next_try_at END, changed_at = $7"
+                "state = CASE state WHEN 'waiting' THEN ?5 ELSE state END, \
+                 next_try_at = CASE state WHEN 'waiting' THEN ?6 ELSE next_try_at END, changed_at = ?7"
             }
             Self::Retried { .. } => {
                 // It has its patience anew; but that it was pushed before stays known.
-                "state = CASE state WHEN 'moved' THEN $5 ELSE state END, next_try_at = $6, changed_at = $7, \
+                "state = CASE state WHEN 'moved' THEN ?5 ELSE state END, next_try_at = ?6, changed_at = ?7, \
                  tries = min(tries, 1), refusals = 0"
             }
         };
@@ -51,25 +51,18 @@ impl Change {
         let only =
             if matches!(self, Self::Retried { .. }) { "state IN ('refused', 'moved')" } else { "true" };
         let sql = format!(
-            "UPDATE received SET {set} WHERE mailbox = $1 AND folder = $2 AND uidvalidity = $3 \
-             AND uid IN (SELECT value FROM json_each($4)) AND {only}"
+            "UPDATE received SET {set} WHERE mailbox = ?1 AND folder = ?2 AND uidvalidity = ?3 \
+             AND uid IN (SELECT value FROM json_each(?4)) AND {only}"
         );
-        let uids = serde_json::to_string(uids).map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
-        let done = sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(mailbox.as_str())
-            .bind(folder)
-            .bind(i64::from(uidvalidity))
-            .bind(uids)
-            .bind(state.as_str())
-            .bind(millis(next_try_at))
-            .bind(millis(at))
-            .execute(&mut *connection)
-            .await?;
+        let uids = serde_json::to_string(uids).map_err(unencodable)?;
+        let (mailbox, state) = (mailbox.as_str(), state.as_str());
+        let values = params![mailbox, folder, uidvalidity, uids, state, millis(next_try_at), millis(at)];
+        let done = run(connection, &sql, values)?;
         if matches!(self, Self::Retried { .. }) {
-            if done.rows_affected() == 0 {
-                return Err(sqlx::Error::RowNotFound);
+            if done == 0 {
+                return Err(rusqlite::Error::QueryReturnedNoRows);
             }
-            by_hand::count(connection).await?;
+            by_hand::count(connection)?;
         }
         Ok(())
     }

@@ -1,13 +1,13 @@
 //! Reports of failed deliveries on their way into Odoo: kept until Odoo has taken them. And how long a message that
 //! failed is kept itself.
 
-use super::writer::Write;
+use super::writer::{Write, run, unencodable};
 use super::{Error, QueueId, Recipient, Store, millis};
 use crate::address::Address;
 use bytes::Bytes;
 use jiff::Timestamp;
+use rusqlite::{Connection, params};
 use serde::{Deserialize, Serialize};
-use sqlx::SqliteConnection;
 
 /// The reports of one failure, to keep in the commit that settles it.
 #[derive(Clone)]
@@ -214,98 +214,70 @@ impl Store {
     }
 }
 
-pub(super) async fn apply(write: &ReportWrite, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+pub(super) fn apply(write: &ReportWrite, connection: &Connection) -> Result<(), rusqlite::Error> {
     match write {
-        ReportWrite::Book { id, settled_at } => book(*id, *settled_at, connection).await,
-        ReportWrite::Settle { id, after } => settle(*id, after, connection).await,
-        ReportWrite::Tidy { messages, reports_before } => tidy(messages, *reports_before, connection).await,
+        ReportWrite::Book { id, settled_at } => book(*id, *settled_at, connection),
+        ReportWrite::Settle { id, after } => settle(*id, after, connection),
+        ReportWrite::Tidy { messages, reports_before } => tidy(messages, *reports_before, connection),
     }
 }
 
 /// Keeps reports. That of a message that came back with a backup may have been taken before: Odoo is asked first.
-pub(super) async fn insert(
+pub(super) fn insert(
     message: QueueId,
     new: &NewReport,
     now: Timestamp,
-    connection: &mut SqliteConnection,
-) -> Result<(), sqlx::Error> {
+    connection: &Connection,
+) -> Result<(), rusqlite::Error> {
     for (recipient, raw) in &new.reports {
-        let recipients =
-            serde_json::to_string(&[recipient]).map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
-        sqlx::query(
+        let recipients = serde_json::to_string(&[recipient]).map_err(unencodable)?;
+        run(
+            connection,
             "INSERT INTO report (id, message, message_id, recipients, created_at, state, tries, next_try_at, raw) \
-             VALUES ((SELECT coalesce(max(id), 0) + 1 FROM report), $1, $2, $3, $4, \
-             CASE WHEN EXISTS (SELECT 1 FROM backup WHERE $1 / 1000 <= made_at) THEN 'pushing' ELSE 'waiting' END, \
-             0, $5, $6)",
-        )
-        .bind(message.0)
-        .bind(&new.message_id)
-        .bind(recipients)
-        .bind(millis(now))
-        .bind(millis(new.due_at))
-        .bind(raw.as_ref())
-        .execute(&mut *connection)
-        .await?;
+             VALUES ((SELECT coalesce(max(id), 0) + 1 FROM report), ?1, ?2, ?3, ?4, \
+             CASE WHEN EXISTS (SELECT 1 FROM backup WHERE ?1 / 1000 <= made_at) THEN 'pushing' ELSE 'waiting' END, \
+             0, ?5, ?6)",
+            params![message.0, new.message_id, recipients, millis(now), millis(new.due_at), raw.as_ref()],
+        )?;
     }
     Ok(())
 }
 
-async fn book(id: i64, settled_at: Timestamp, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-    let booked = sqlx::query(
-        "UPDATE report SET state = 'pushing', tries = tries + 1, next_try_at = $2 \
-         WHERE id = $1 AND state IN ('waiting', 'pushing')",
-    )
-    .bind(id)
-    .bind(millis(settled_at))
-    .execute(connection)
-    .await?;
-    if booked.rows_affected() == 0 { Err(sqlx::Error::RowNotFound) } else { Ok(()) }
+fn book(id: i64, settled_at: Timestamp, connection: &Connection) -> Result<(), rusqlite::Error> {
+    let booked = run(
+        connection,
+        "UPDATE report SET state = 'pushing', tries = tries + 1, next_try_at = ?2 \
+         WHERE id = ?1 AND state IN ('waiting', 'pushing')",
+        [id, millis(settled_at)],
+    )?;
+    if booked == 0 { Err(rusqlite::Error::QueryReturnedNoRows) } else { Ok(()) }
 }
 
-async fn settle(id: i64, after: &AfterPush, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+fn settle(id: i64, after: &AfterPush, connection: &Connection) -> Result<(), rusqlite::Error> {
     let (state, at, answer) = match after {
-        AfterPush::Taken => {
-            let delete = sqlx::query("DELETE FROM report WHERE id = $1").bind(id);
-            return delete.execute(connection).await.map(drop);
-        }
+        AfterPush::Taken => return run(connection, "DELETE FROM report WHERE id = ?1", [id]).map(drop),
         AfterPush::Again { at, answer, unclear: true } => ("pushing", Some(*at), answer),
         AfterPush::Again { at, answer, unclear: false } => ("waiting", Some(*at), answer),
         AfterPush::Refused { answer } => ("refused", None, answer),
     };
-    sqlx::query(
-        "UPDATE report SET state = $2, next_try_at = coalesce($3, next_try_at), answer = $4 WHERE id = $1",
-    )
-    .bind(id)
-    .bind(state)
-    .bind(at.map(millis))
-    .bind(answer)
-    .execute(connection)
-    .await
-    .map(drop)
+    let sql =
+        "UPDATE report SET state = ?2, next_try_at = coalesce(?3, next_try_at), answer = ?4 WHERE id = ?1";
+    run(connection, sql, params![id, state, at.map(millis), answer]).map(drop)
 }
 
-async fn tidy(
+fn tidy(
     messages: &[QueueId],
     reports_before: Timestamp,
-    connection: &mut SqliteConnection,
-) -> Result<(), sqlx::Error> {
+    connection: &Connection,
+) -> Result<(), rusqlite::Error> {
     for id in messages {
         // Somebody may have had it sent again since.
-        let deleted = sqlx::query("DELETE FROM message WHERE id = $1 AND state = 'failed'")
-            .bind(id.0)
-            .execute(&mut *connection)
-            .await?;
-        if deleted.rows_affected() > 0 {
-            let delete =
-                sqlx::query("DELETE FROM report WHERE message = $1 AND state = 'refused'").bind(id.0);
-            delete.execute(&mut *connection).await?;
+        if run(connection, "DELETE FROM message WHERE id = ?1 AND state = 'failed'", [id.0])? > 0 {
+            run(connection, "DELETE FROM report WHERE message = ?1 AND state = 'refused'", [id.0])?;
         }
     }
-    sqlx::query("DELETE FROM report WHERE state = 'refused' AND created_at < $1")
-        .bind(millis(reports_before))
-        .execute(connection)
-        .await
-        .map(drop)
+    let sql = "DELETE FROM report WHERE state = 'refused' AND created_at < ?1";
+    run(connection, sql, [millis(reports_before)]).map(drop)
 }
 
 /// id, message, message_id, recipients, state, tries, answer; the message's mailbox and recipients, if it is there.

@@ -2,11 +2,11 @@
 //! done since, and nothing is done twice.
 
 use super::queue::encode;
-use super::writer::Write;
+use super::writer::{Write, rows, run};
 use super::{Error, Recipient, RecipientState, Store, millis, timestamp};
 use crate::address::Address;
 use jiff::Timestamp;
-use sqlx::SqliteConnection;
+use rusqlite::{Connection, params};
 
 /// So many messages are read at a time.
 const PAGE: i64 = 500;
@@ -76,17 +76,15 @@ impl Store {
     }
 }
 
-pub(super) async fn apply(now: Timestamp, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+pub(super) fn apply(now: Timestamp, connection: &Connection) -> Result<(), rusqlite::Error> {
     let at = millis(now);
     let mut after = -1;
     loop {
-        let page: Vec<(i64, String)> = sqlx::query_as(
-            "SELECT id, recipients FROM message WHERE state IN ('waiting', 'sending') AND id > $1 ORDER BY id LIMIT $2",
-        )
-        .bind(after)
-        .bind(PAGE)
-        .fetch_all(&mut *connection)
-        .await?;
+        let page: Vec<(i64, String)> = rows(
+            connection,
+            "SELECT id, recipients FROM message WHERE state IN ('waiting', 'sending') AND id > ?1 ORDER BY id LIMIT ?2",
+            [after, PAGE],
+        )?;
         let Some((last, _)) = page.last() else {
             break;
         };
@@ -97,27 +95,24 @@ pub(super) async fn apply(now: Timestamp, connection: &mut SqliteConnection) -> 
                 Ok(read) => encode(&doubt(read))?,
                 Err(_) => recipients,
             };
-            sqlx::query(
-                "UPDATE message SET state = 'waiting', next_attempt_at = $2, changed_at = $2, unknown_since = $2, \
-                 recipients = $3 WHERE id = $1",
-            )
-            .bind(id)
-            .bind(at)
-            .bind(recipients)
-            .execute(&mut *connection)
-            .await?;
+            run(
+                connection,
+                "UPDATE message SET state = 'waiting', next_attempt_at = ?2, changed_at = ?2, unknown_since = ?2, \
+                 recipients = ?3 WHERE id = ?1",
+                params![id, at, recipients],
+            )?;
         }
     }
     for sql in [
         // As one whose push has no known answer.
-        "UPDATE report SET state = 'pushing', next_try_at = max(next_try_at, $1) WHERE state = 'waiting'",
-        "UPDATE received SET state = 'pushing', changed_at = $1 WHERE state = 'waiting'",
-        "UPDATE backup SET started_at = $1",
+        "UPDATE report SET state = 'pushing', next_try_at = max(next_try_at, ?1) WHERE state = 'waiting'",
+        "UPDATE received SET state = 'pushing', changed_at = ?1 WHERE state = 'waiting'",
+        "UPDATE backup SET started_at = ?1",
     ] {
-        sqlx::query(sql).bind(at).execute(&mut *connection).await?;
+        run(connection, sql, [at])?;
     }
     // An invitation that was used or revoked since would count again.
-    sqlx::query("DELETE FROM own_key WHERE name = 'invitation'").execute(connection).await.map(drop)
+    run(connection, "DELETE FROM own_key WHERE name = 'invitation'", []).map(drop)
 }
 
 /// Everybody who waited may have got it.

@@ -4,6 +4,7 @@
 //! store puts them right. Whoever changes key files holds a lock on the store's folder.
 
 use super::queue::address;
+use super::writer::unencodable;
 use super::{Config, Error, invites};
 use crate::sealing::{self, Key, KeyId, Keyring, Owner, key_id};
 use secrecy::{SecretBox, SecretString};
@@ -64,10 +65,10 @@ impl Tables {
 }
 
 /// The key that seals now, inside the transaction that writes with it.
-pub(super) async fn key(connection: &mut SqliteConnection, keys: &Keyring) -> Result<Arc<Key>, sqlx::Error> {
-    let id: Vec<u8> = sqlx::query_scalar("SELECT key_id FROM sealing").fetch_one(connection).await?;
-    let id = KeyId::from_bytes(&id).ok_or(sqlx::Error::RowNotFound)?;
-    keys.key(id).map_err(|error| sqlx::Error::Encode(Box::new(error)))
+pub(super) fn key(connection: &rusqlite::Connection, keys: &Keyring) -> Result<Arc<Key>, rusqlite::Error> {
+    let id: Vec<u8> = connection.query_row("SELECT key_id FROM sealing", [], |row| row.get(0))?;
+    let id = KeyId::from_bytes(&id).ok_or(rusqlite::Error::QueryReturnedNoRows)?;
+    keys.key(id).map_err(unencodable)
 }
 
 /// Opens what lies in a row, whichever key it was sealed with.
@@ -112,7 +113,7 @@ pub(super) async fn establish(
     };
     keys.put_in_place(id)?;
     if tables.has_clear {
-        seal_clear(connection, keys).await?;
+        seal_clear(connection, keys.key(id)?.as_ref()).await?;
     }
     if tables.has_clear || !tables.wiped {
         wipe(connection).await;
@@ -145,10 +146,9 @@ pub(super) async fn set_key(connection: &mut SqliteConnection, id: KeyId) -> Res
 }
 
 /// Seals the tokens of a version that did not, in one transaction.
-async fn seal_clear(connection: &mut SqliteConnection, keys: &Keyring) -> Result<(), Error> {
+async fn seal_clear(connection: &mut SqliteConnection, key: &Key) -> Result<(), Error> {
     let operation = "seal the tokens";
     wholly(connection, operation, async |connection| {
-        let key = key(connection, keys).await.map_err(written(operation))?;
         let rows =
             sqlx::query("SELECT mailbox, refresh_token FROM clear_token").fetch_all(&mut *connection).await;
         for row in rows.map_err(written(operation))? {
@@ -231,7 +231,7 @@ pub(super) async fn run(connection: &mut SqliteConnection, sql: &'static str) ->
 }
 
 pub(super) fn written(operation: &'static str) -> impl Fn(sqlx::Error) -> Error + Copy {
-    move |source| Error::Write { operation, source }
+    move |source| Error::Write { operation, source: source.into() }
 }
 
 /// Only one process at a time changes key files; the lock ends with the process. The store's folder carries it, since

@@ -1,13 +1,13 @@
 //! The tokens' rows: one refresh token, sealed, for each mailbox whose owner consented. No statement deletes one.
 
 use super::queue::address;
-use super::writer::Write;
+use super::writer::{Write, run, unencodable};
 use super::{Error, Store, millis, sealed, timestamp};
 use crate::address::Address;
 use crate::sealing::{Keyring, Owner};
 use jiff::Timestamp;
+use rusqlite::{Connection, params};
 use secrecy::SecretString;
-use sqlx::SqliteConnection;
 
 /// What is kept of a consent. Tenant and client stand beside the refresh token: with others it would be refused.
 #[derive(Clone, Debug)]
@@ -82,30 +82,30 @@ impl Store {
     }
 }
 
-pub(super) async fn apply(
+pub(super) fn apply(
     mailbox: &Address,
     token: &StoredToken,
-    connection: &mut SqliteConnection,
+    connection: &Connection,
     keys: &Keyring,
-) -> Result<(), sqlx::Error> {
-    let key = sealed::key(connection, keys).await?;
+) -> Result<(), rusqlite::Error> {
+    let key = sealed::key(connection, keys)?;
     let sealed = key.seal(rand::random(), Owner::Mailbox(mailbox), &token.refresh_token);
-    let sealed = sealed.map_err(|error| sqlx::Error::Encode(Box::new(error)))?;
-    sqlx::query(
+    run(
+        connection,
         "INSERT INTO token (mailbox, tenant, client_id, sealed, consented_at, refreshed_at) \
-         VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (mailbox) DO UPDATE SET tenant = excluded.tenant, \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (mailbox) DO UPDATE SET tenant = excluded.tenant, \
          client_id = excluded.client_id, sealed = excluded.sealed, refreshed_at = excluded.refreshed_at, \
          consented_at = CASE WHEN excluded.refreshed_at IS NULL AND excluded.consented_at <= token.consented_at \
          THEN token.consented_at + 1 ELSE excluded.consented_at END \
          WHERE excluded.refreshed_at IS NULL OR excluded.consented_at >= token.consented_at",
+        params![
+            mailbox.as_str(),
+            token.tenant,
+            token.client_id,
+            sealed.map_err(unencodable)?,
+            millis(token.consented_at),
+            token.refreshed_at.map(millis),
+        ],
     )
-    .bind(mailbox.as_str())
-    .bind(&token.tenant)
-    .bind(&token.client_id)
-    .bind(sealed)
-    .bind(millis(token.consented_at))
-    .bind(token.refreshed_at.map(millis))
-    .execute(connection)
-    .await
     .map(drop)
 }

@@ -2,11 +2,11 @@
 
 use super::message::{Due, Recipient, RecipientState, Settlement};
 use super::queue::{QueueWrite, due, encode, settle};
-use super::writer::Write;
+use super::writer::{Write, rows, run};
 use super::{Error, QueueId, Store, millis};
 use crate::address::Address;
 use jiff::Timestamp;
-use sqlx::SqliteConnection;
+use rusqlite::{Connection, params};
 
 /// The message as it was read: whoever decided on that must not overrule what happened to it since.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +37,7 @@ impl Store {
         let seen = Seen { attempts: *attempts, tried_since: *tried_since, unknown: unknown_since.is_some() };
         match self.write(Write::Queue(QueueWrite::Resolve(Box::new(settlement), seen))).await {
             Ok(()) => Ok(true),
-            Err(Error::Write { source: sqlx::Error::RowNotFound, .. }) => Ok(false),
+            Err(Error::Changed) => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -78,67 +78,50 @@ impl Store {
     }
 }
 
-pub(super) async fn hand_over(
+pub(super) fn hand_over(
     id: QueueId,
     recipients: &[Recipient],
-    connection: &mut SqliteConnection,
-) -> Result<(), sqlx::Error> {
-    sqlx::query("UPDATE message SET recipients = $2 WHERE id = $1 AND state = 'sending'")
-        .bind(id.0)
-        .bind(encode(recipients)?)
-        .execute(connection)
-        .await
-        .map(drop)
+    connection: &Connection,
+) -> Result<(), rusqlite::Error> {
+    let sql = "UPDATE message SET recipients = ?2 WHERE id = ?1 AND state = 'sending'";
+    run(connection, sql, params![id.0, encode(recipients)?]).map(drop)
 }
 
-pub(super) async fn resolve(
+pub(super) fn resolve(
     settlement: &Settlement,
     seen: Seen,
-    connection: &mut SqliteConnection,
-) -> Result<(), sqlx::Error> {
-    let still: Option<i64> = sqlx::query_scalar(
-        "SELECT id FROM message WHERE id = $1 AND state = 'waiting' AND (unknown_since IS NOT NULL) = $2 \
-         AND attempts = $3 AND coalesce(tried_since, received_at) = $4",
-    )
-    .bind(settlement.id.0)
-    .bind(seen.unknown)
-    .bind(i64::from(seen.attempts))
-    .bind(millis(seen.tried_since))
-    .fetch_optional(&mut *connection)
-    .await?;
-    match still {
-        Some(_) => settle(settlement, connection).await,
-        None => Err(sqlx::Error::RowNotFound),
-    }
+    connection: &Connection,
+) -> Result<(), rusqlite::Error> {
+    connection.query_row(
+        "SELECT id FROM message WHERE id = ?1 AND state = 'waiting' AND (unknown_since IS NOT NULL) = ?2 \
+         AND attempts = ?3 AND coalesce(tried_since, received_at) = ?4",
+        params![settlement.id.0, seen.unknown, seen.attempts, millis(seen.tried_since)],
+        |_still| Ok(()),
+    )?;
+    settle(settlement, connection)
 }
 
-pub(super) async fn recover(now: Timestamp, connection: &mut SqliteConnection) -> Result<(), sqlx::Error> {
-    sqlx::query(
-        "UPDATE attempt SET ended_at = $1, outcome = 'unknown', reply = 'the relay stopped in the middle of it' \
+pub(super) fn recover(now: Timestamp, connection: &Connection) -> Result<(), rusqlite::Error> {
+    run(
+        connection,
+        "UPDATE attempt SET ended_at = ?1, outcome = 'unknown', reply = 'the relay stopped in the middle of it' \
          WHERE ended_at IS NULL AND message IN (SELECT id FROM message WHERE state = 'sending')",
-    )
-    .bind(millis(now))
-    .execute(&mut *connection)
-    .await?;
+        [millis(now)],
+    )?;
     let interrupted: Vec<(i64, String)> =
-        sqlx::query_as("SELECT id, recipients FROM message WHERE state = 'sending'")
-            .fetch_all(&mut *connection)
-            .await?;
+        rows(connection, "SELECT id, recipients FROM message WHERE state = 'sending'", [])?;
     for (id, recipients) in interrupted {
         // Of a damaged row nothing is known: it is found, and set aside, when it is due.
         let recipients = match serde_json::from_str::<Vec<Recipient>>(&recipients) {
             Ok(read) => encode(&interrupt(read))?,
             Err(_) => recipients,
         };
-        sqlx::query(
-            "UPDATE message SET state = 'waiting', next_attempt_at = $2, changed_at = $2, unknown_since = $2, \
-             recipients = $3 WHERE id = $1",
-        )
-        .bind(id)
-        .bind(millis(now))
-        .bind(recipients)
-        .execute(&mut *connection)
-        .await?;
+        run(
+            connection,
+            "UPDATE message SET state = 'waiting', next_attempt_at = ?2, changed_at = ?2, unknown_since = ?2, \
+             recipients = ?3 WHERE id = ?1",
+            params![id, millis(now), recipients],
+        )?;
     }
     Ok(())
 }

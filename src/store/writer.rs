@@ -11,10 +11,11 @@ use super::{Error, by_hand, future, inbox, invites, queue, report, restored, tok
 use crate::address::Address;
 use crate::sealing::Keyring;
 use jiff::Timestamp;
-use sqlx::SqliteConnection;
+use rusqlite::{Connection, Params, Row};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -51,16 +52,16 @@ impl Write {
         }
     }
 
-    async fn apply(&self, connection: &mut SqliteConnection, keys: &Keyring) -> Result<(), sqlx::Error> {
+    fn apply(&self, connection: &Connection, keys: &Keyring) -> Result<(), rusqlite::Error> {
         match self {
-            Self::Queue(write) => queue::apply(write, connection).await,
-            Self::Token(mailbox, token) => tokens::apply(mailbox, token, connection, keys).await,
-            Self::Inbox(write) => inbox::apply(write, connection).await,
-            Self::Invite(write) => invites::apply(write, connection, keys).await,
-            Self::ByHand(write) => by_hand::apply(write, connection).await,
-            Self::Future(now) => future::apply(*now, connection).await,
-            Self::Report(write) => report::apply(write, connection).await,
-            Self::Restored(now) => restored::apply(*now, connection).await,
+            Self::Queue(write) => queue::apply(write, connection),
+            Self::Token(mailbox, token) => tokens::apply(mailbox, token, connection, keys),
+            Self::Inbox(write) => inbox::apply(write, connection),
+            Self::Invite(write) => invites::apply(write, connection, keys),
+            Self::ByHand(write) => by_hand::apply(write, connection),
+            Self::Future(now) => future::apply(*now, connection),
+            Self::Report(write) => report::apply(write, connection),
+            Self::Restored(now) => restored::apply(*now, connection),
             Self::Probe => Ok(()),
         }
     }
@@ -112,7 +113,7 @@ impl Counted {
 /// Owns the only connection that writes.
 #[derive(Debug)]
 pub struct Writer {
-    connection: SqliteConnection,
+    connection: Connection,
     keys: Arc<Keyring>,
     jobs: mpsc::Receiver<Job>,
     closing: CancellationToken,
@@ -125,7 +126,7 @@ pub(super) type Unwritable = Arc<Mutex<Option<String>>>;
 
 impl Writer {
     pub(super) fn new(
-        connection: SqliteConnection,
+        connection: Connection,
         keys: Arc<Keyring>,
         jobs: mpsc::Receiver<Job>,
         closing: CancellationToken,
@@ -135,21 +136,37 @@ impl Writer {
         Self { connection, keys, jobs, closing, unwritable, counted }
     }
 
-    /// Writes until the store is closed, or every [`super::Store`] dropped, and all that was handed in is on disk.
-    pub async fn run(mut self) {
+    /// Writes until the store is closed, or every [`super::Store`] dropped, and all that was handed in is on disk. It does so
+    /// in a thread of its own: a statement costs less than to wake one.
+    pub async fn run(self) {
+        let (ended, end) = oneshot::channel::<()>();
+        let runtime = tokio::runtime::Handle::current();
+        let writing = std::thread::Builder::new().name("store".to_owned()).spawn(move || {
+            let _ended = ended;
+            self.work(&runtime);
+        });
+        match writing {
+            // It sends nothing: it ends.
+            Ok(_) => drop(end.await),
+            Err(error) => tracing::error!(error = crate::failure::chain(&error), "store has no thread"),
+        }
+    }
+
+    fn work(mut self, runtime: &Handle) {
         let mut batch = Vec::with_capacity(MOST_TOGETHER);
-        while self.next(&mut batch).await > 0 {
+        while runtime.block_on(self.next(&mut batch)) > 0 {
             let begun = Instant::now();
-            if let Err(error) =
-                commit(&mut self.connection, &self.keys, batch.iter().map(|job| &job.write)).await
-            {
+            if let Err(error) = commit(&self.connection, &self.keys, batch.iter().map(|job| &job.write)) {
                 tracing::debug!(error = %crate::failure::chain(&error), together = batch.len(), "commit failed");
                 // One bad write must not fail the others: each gets a transaction, and an answer, of its own.
                 for job in batch.drain(..) {
                     let operation = job.write.operation();
-                    let written = commit(&mut self.connection, &self.keys, std::iter::once(&job.write)).await;
+                    let written = commit(&self.connection, &self.keys, std::iter::once(&job.write));
                     self.note(written.as_ref().err());
-                    drop(job.done.send(written.map_err(|source| Error::Write { operation, source })));
+                    drop(job.done.send(written.map_err(|source| match source {
+                        rusqlite::Error::QueryReturnedNoRows => Error::Changed,
+                        source => Error::Write { operation, source: source.into() },
+                    })));
                 }
             } else {
                 self.counted.add(batch.len(), begun);
@@ -158,14 +175,14 @@ impl Writer {
             // A waiter that went away no longer wants to know.
             batch.drain(..).for_each(|job| drop(job.done.send(Ok(()))));
         }
-        if let Err(error) = sqlx::Connection::close(self.connection).await {
+        if let Err((_, error)) = self.connection.close() {
             tracing::warn!(error = crate::failure::chain(&error), "store not closed");
         }
     }
 
     /// Notes how the last write went. That there was no such row is the write's own affair.
-    fn note(&self, failed: Option<&sqlx::Error>) {
-        if !matches!(failed, Some(sqlx::Error::RowNotFound)) {
+    fn note(&self, failed: Option<&rusqlite::Error>) {
+        if !matches!(failed, Some(rusqlite::Error::QueryReturnedNoRows)) {
             let mut unwritable = self.unwritable.lock().unwrap_or_else(PoisonError::into_inner);
             *unwritable = failed.map(|error| crate::failure::chain(error));
         }
@@ -183,22 +200,43 @@ impl Writer {
     }
 }
 
-async fn commit<'w>(
-    connection: &mut SqliteConnection,
+fn commit<'w>(
+    connection: &Connection,
     keys: &Keyring,
     writes: impl Iterator<Item = &'w Write>,
-) -> Result<(), sqlx::Error> {
-    sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await?;
-    let written = async {
-        for write in writes {
-            write.apply(connection, keys).await?;
-        }
-        sqlx::query("COMMIT").execute(&mut *connection).await.map(drop)
+) -> Result<(), rusqlite::Error> {
+    run(connection, "BEGIN IMMEDIATE", [])?;
+    let mut written = Ok(());
+    for write in writes {
+        written = written.and_then(|()| write.apply(connection, keys));
     }
-    .await;
+    let written = written.and_then(|()| run(connection, "COMMIT", []).map(drop));
     if written.is_err() {
         // SQLite may have rolled back by itself (a full disk): then this fails, which is as good.
-        drop(sqlx::query("ROLLBACK").execute(&mut *connection).await);
+        drop(run(connection, "ROLLBACK", []));
     }
     written
+}
+
+/// Runs a statement, which is prepared once; returns how many rows it changed.
+pub(super) fn run(connection: &Connection, sql: &str, values: impl Params) -> Result<usize, rusqlite::Error> {
+    connection.prepare_cached(sql)?.execute(values)
+}
+
+/// All rows that a query finds.
+pub(super) fn rows<R>(
+    connection: &Connection,
+    sql: &str,
+    values: impl Params,
+) -> Result<Vec<R>, rusqlite::Error>
+where
+    R: for<'r> TryFrom<&'r Row<'r>, Error = rusqlite::Error>,
+{
+    let mut query = connection.prepare_cached(sql)?;
+    query.query_and_then(values, |row| R::try_from(row))?.collect()
+}
+
+/// A value that cannot be written as it should be.
+pub(super) fn unencodable(error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
+    rusqlite::Error::ToSqlConversionFailure(Box::new(error))
 }
