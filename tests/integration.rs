@@ -29,6 +29,7 @@ mod odoo_client;
 mod outgoing;
 mod package;
 mod page;
+mod power_cut;
 mod queue;
 mod readme;
 mod reload;

@@ -32,6 +32,7 @@ pub(super) const MIGRATIONS: &[(i64, &str, &str)] = &[
     (8, "inbox counts", include_str!("migrations/0008_inbox_counts.sql")),
     (9, "refusals", include_str!("migrations/0009_refusals.sql")),
     (10, "narrower rows", include_str!("migrations/0010_narrower.sql")),
+    (11, "tally", include_str!("migrations/0011_tally.sql")),
 ];
 
 /// What brings the tables to a version; only tests want another than the newest.

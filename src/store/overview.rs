@@ -74,7 +74,8 @@ impl Store {
     pub async fn last_failed(&self, limit: u32) -> Result<Vec<FailedMessage>, Error> {
         type Row = (i64, String, String, i64, i64, Option<String>, Option<String>);
         let rows: Vec<Row> = sqlx::query_as(
-            "SELECT m.id, m.mailbox, m.state, m.changed_at, m.next_attempt_at, a.code, a.reply FROM message m \
+            "SELECT m.id, m.mailbox, m.state, m.changed_at, m.next_attempt_at, a.code, a.reply \
+             FROM message m INDEXED BY message_tried \
              JOIN attempt a ON a.message = m.id AND a.number = m.attempts \
              WHERE m.attempts > 0 AND m.state <> 'sending' ORDER BY m.changed_at DESC, m.id DESC LIMIT $1",
         )

@@ -163,16 +163,20 @@ impl Store {
     /// # Errors
     /// The disk's.
     pub async fn next_due(&self, mailbox: &Address, unknown: bool) -> Result<Option<Timestamp>, Error> {
-        sqlx::query_scalar::<_, Option<i64>>(
-            "SELECT min(next_attempt_at) FROM message \
-             WHERE state = 'waiting' AND mailbox = $1 AND (unknown_since IS NOT NULL) = $2",
-        )
-        .bind(mailbox.as_str())
-        .bind(i64::from(unknown))
-        .fetch_one(&self.readers)
-        .await
-        .map(|at| at.map(timestamp))
-        .map_err(|source| Error::Read { operation: "next due message", source })
+        // Each has an index of its own.
+        let sql = if unknown {
+            "SELECT min(next_attempt_at) FROM message INDEXED BY message_unknown \
+             WHERE state = 'waiting' AND mailbox = $1 AND unknown_since IS NOT NULL"
+        } else {
+            "SELECT min(next_attempt_at) FROM message INDEXED BY message_due \
+             WHERE state = 'waiting' AND mailbox = $1 AND unknown_since IS NULL"
+        };
+        sqlx::query_scalar::<_, Option<i64>>(sql)
+            .bind(mailbox.as_str())
+            .fetch_one(&self.readers)
+            .await
+            .map(|at| at.map(timestamp))
+            .map_err(|source| Error::Read { operation: "next due message", source })
     }
 
     /// The queue, oldest first: at most `limit` messages after `after`, with their attempts.
@@ -222,10 +226,10 @@ impl Store {
     /// The disk's, and rows that make no sense.
     pub async fn totals(&self) -> Result<Vec<(Address, Totals)>, Error> {
         let rows: Vec<(String, i64, i64, i64, i64, Option<i64>)> = sqlx::query_as(
-            "SELECT mailbox, sum(state <> 'failed'), sum(state = 'failed'), sum(state = 'held'), \
-             sum(CASE WHEN state NOT IN ('waiting', 'sending') THEN 0 \
-                 WHEN json_valid(recipients) THEN json_array_length(recipients) ELSE 1 END), \
-             min(CASE WHEN state <> 'failed' THEN received_at END) FROM message GROUP BY mailbox ORDER BY mailbox",
+            "SELECT mailbox, waiting, failed, held, recipients, \
+             (SELECT received_at FROM message INDEXED BY message_mailbox \
+              WHERE message.mailbox = tally.mailbox AND state <> 'failed' ORDER BY id LIMIT 1) \
+             FROM tally WHERE waiting <> 0 OR failed <> 0 ORDER BY mailbox",
         )
         .fetch_all(&self.readers)
         .await
@@ -255,7 +259,8 @@ impl Store {
         let known = serde_json::to_string(&known).map_err(|error| Error::Row { what: error.to_string() })?;
         let rows: Vec<(i64, String, Option<String>, String, bool)> = sqlx::query_as(
             "SELECT id, mailbox, header_from, mail_from, state = 'waiting' AND unknown_since IS NOT NULL FROM message \
-             WHERE mailbox NOT IN (SELECT value FROM json_each($1)) AND state <> 'sending' ORDER BY id",
+             WHERE mailbox IN (SELECT mailbox FROM tally WHERE mailbox NOT IN (SELECT value FROM json_each($1))) \
+             AND state <> 'sending' ORDER BY id",
         )
         .bind(known)
         .fetch_all(&self.readers)

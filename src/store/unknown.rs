@@ -65,7 +65,8 @@ impl Store {
     /// The disk's.
     pub async fn unknown(&self, mailbox: &Address, now: Timestamp, limit: u32) -> Result<Vec<Due>, Error> {
         let rows = sqlx::query(due!(
-            "WHERE state = 'waiting' AND mailbox = $1 AND next_attempt_at <= $2 AND unknown_since IS NOT NULL \
+            "INDEXED BY message_unknown \
+             WHERE state = 'waiting' AND mailbox = $1 AND next_attempt_at <= $2 AND unknown_since IS NOT NULL \
              ORDER BY next_attempt_at, id LIMIT $3"
         ))
         .bind(mailbox.as_str())

@@ -4,6 +4,8 @@ use super::tests::{at, john, message, open};
 use super::*;
 use crate::failure::Class;
 use crate::routing::Rule;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
 
 #[tokio::test]
 async fn an_interrupted_attempt_may_have_reached_those_who_were_handed_over() {
@@ -216,4 +218,82 @@ async fn who_gives_a_message_up_does_not_overrule_a_person_who_was_faster() {
     assert!(store.cancel(&queued, Some(report("cancelled")), at(9)).await.unwrap());
     assert!(!store.resolve(&before, given_up()).await.unwrap(), "it is gone");
     assert_eq!(store.report_totals().await.unwrap().waiting, 1, "and Odoo hears of that once");
+}
+
+/// [`Store::totals`], counted anew.
+async fn recount(store: &Store) -> Vec<(String, i64, i64, i64, i64, Option<i64>)> {
+    sqlx::query_as(
+        "SELECT mailbox, sum(state <> 'failed'), sum(state = 'failed'), sum(state = 'held'), \
+         sum(CASE WHEN state IN ('waiting', 'sending') THEN \
+             CASE WHEN json_valid(recipients) THEN json_array_length(recipients) ELSE 1 END ELSE 0 END), \
+         min(CASE WHEN state <> 'failed' THEN received_at END) FROM message GROUP BY mailbox ORDER BY mailbox",
+    )
+    .fetch_all(&store.readers)
+    .await
+    .unwrap()
+}
+
+#[tokio::test]
+async fn the_totals_are_right_whatever_becomes_of_the_messages() {
+    let opened = open().await;
+    let store = &opened.store;
+    let mut damaging = options(&opened.config.path).connect().await.unwrap();
+    let mut random = StdRng::seed_from_u64(1);
+    for second in 0..600 {
+        let queued = store.queued(None, 100).await.unwrap();
+        let Some(message) = (!queued.is_empty()).then(|| &queued[random.random_range(0..queued.len())])
+        else {
+            let new = NewMessage { received_at: at(second), ..message(store, &["a@x.test", "b@x.test"]) };
+            store.accept(new).await.unwrap();
+            continue;
+        };
+        let (id, now) = (message.id, at(second));
+        let next = [
+            Next::Done,
+            Next::Again { at: now, unknown: false },
+            Next::Again { at: now, unknown: true },
+            Next::Held,
+            Next::Failed,
+        ][random.random_range(0..5)];
+        let settlement = Settlement {
+            id,
+            at: now,
+            recipients: message.recipients.clone(),
+            class: None,
+            code: String::new(),
+            reply: String::new(),
+            next,
+            paced: true,
+            report: None,
+        };
+        // What cannot be done changes nothing.
+        match random.random_range(0..13) {
+            0..4 => {
+                let mailbox = if second % 3 == 0 { jane() } else { john() };
+                let recipients = ["a@x.test", "b@x.test", "c@x.test"];
+                let recipients = &recipients[..random.random_range(1..=3)];
+                let new =
+                    NewMessage { mailbox, received_at: now, ..super::tests::message(store, recipients) };
+                store.accept(new).await.unwrap();
+            }
+            4..6 => drop(store.book(id, 1, now).await),
+            6..8 => store.settle(settlement).await.unwrap(),
+            8 => drop(store.retry(id, now).await.unwrap()),
+            9 => drop(store.cancel(message, None, now).await.unwrap()),
+            10 => store.reroute(id, jane(), Rule::First, None, second % 2 == 0).await.unwrap(),
+            11 if second % 5 == 0 => {
+                let damage = sqlx::query("UPDATE message SET recipients = '{' WHERE id = $1").bind(id.0);
+                damage.execute(&mut damaging).await.map(drop).unwrap();
+            }
+            11 => store.set_aside(id).await.unwrap(),
+            _ => store.recover(now).await.unwrap(),
+        }
+        let count = |n: u64| i64::try_from(n).unwrap();
+        let totals = store.totals().await.unwrap().into_iter().map(|(mailbox, totals)| {
+            let Totals { waiting, failed, held, recipients, oldest } = totals;
+            let (waiting, failed, held) = (count(waiting), count(failed), count(held));
+            (mailbox.to_string(), waiting, failed, held, count(recipients), oldest.map(millis))
+        });
+        assert_eq!(totals.collect::<Vec<_>>(), recount(store).await, "after {second} steps");
+    }
 }

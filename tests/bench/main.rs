@@ -1,10 +1,12 @@
-//! What the relay takes and gives: `accept` (the default), `outgoing`, `inbound`, `large`, `idle`.
+//! What the relay takes and gives: `accept` (the default), `outgoing`, `queue`, `memory`, `inbound`, `large`, `idle`.
 //!
 //! `cargo run --release --example bench -- outgoing`, as root: outgoing mail beside Debian's Postfix; see outgoing.rs.
 //!
 //! `cargo run --release --example bench -- inbound`: received mail from a real Dovecot into
 //! Odoo's double, beside what Odoo's own fetchmail does; see inbound.rs. `-- large [--inboxes 10 --megabytes 100]` and
 //! `-- idle [--inboxes 1000 --minutes 10]`: memory; see idle.rs.
+//!
+//! `-- queue [--lengths 1000,10000,100000]` and `-- memory`: a long queue, and an idle relay; see queue.rs.
 //!
 //! `accept`: how fast the relay accepts: N messages over C sessions, each with a 250 only once it is on disk. Delivery is
 //! held (no token can be had), so that only accepting is measured.
@@ -26,6 +28,7 @@ mod outgoing;
 mod postfix;
 mod process;
 mod proxy;
+mod queue;
 #[path = "../support/mod.rs"]
 mod support;
 mod upstream;
@@ -62,7 +65,9 @@ fn main() -> ExitCode {
         "idle" => named(arguments, &["--inboxes", "--minutes"]).and_then(|given| idle::run(&given)),
         "outgoing" => named(arguments, &["--messages", "--sessions", "--runs", "--work"])
             .and_then(|given| outgoing::run(&given)),
-        _ => Err(format!("{mode} is unknown: accept, outgoing, inbound, large, idle").into()),
+        "queue" => named(arguments, &["--lengths", "--binary"]).and_then(|given| queue::run(&given)),
+        "memory" => named(arguments, &["--binary"]).and_then(|given| queue::memory(&given)),
+        _ => Err(format!("{mode} is unknown: accept, outgoing, queue, memory, inbound, large, idle").into()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

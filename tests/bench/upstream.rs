@@ -60,6 +60,11 @@ impl Upstream {
         Ok(Self { address, seen: kept })
     }
 
+    /// How many messages came so far.
+    pub(crate) fn count(&self) -> usize {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).ids.len()
+    }
+
     /// Waits for so many messages, each once and intact; returns the moment of the last.
     pub(crate) fn wait_for(&self, messages: usize, deadline: Duration) -> Result<Instant> {
         let begun = Instant::now();
