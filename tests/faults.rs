@@ -177,8 +177,7 @@ async fn a_store_that_cannot_be_written_is_said_once_and_in_the_status() {
     let (config, relay) = patient(&world).await;
     let options = SqliteConnectOptions::new().filename(config.dir().join("relay.db"));
     let mut database = SqliteConnection::connect_with(&options).await.unwrap();
-    let broken =
-        "CREATE TRIGGER broken BEFORE INSERT ON attempt BEGIN SELECT raise(FAIL, 'disk is full'); END";
+    let broken = "CREATE TRIGGER broken BEFORE UPDATE ON message WHEN NEW.state = 'sending' BEGIN SELECT raise(FAIL, 'disk is full'); END";
     sqlx::query(broken).execute(&mut database).await.unwrap();
     send(&relay, "unbooked@t").await;
     relay.wait_for_log("store failed").await;

@@ -26,7 +26,7 @@ use tokio_rustls::rustls::{ClientConnection, StreamOwned};
 const MAILBOX: &str = "john@example.com";
 
 /// How many connections to the upstream each may open.
-const CONNECTIONS: u32 = 8;
+pub(crate) const CONNECTIONS: u32 = 20;
 
 /// What is measured.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! Debian's Postfix, with a configuration and a queue of its own; it has to be run as root.
 
 use crate::Result;
+use crate::outgoing::CONNECTIONS;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -84,7 +85,7 @@ fn main_cf(folder: &Path, sends: Sends) -> String {
                  smtp_sasl_auth_enable = yes\nsmtp_sasl_password_maps = static:john@example.com:token\n\
                  smtp_sasl_security_options =\nsmtp_sasl_tls_security_options =\n\
                  smtp_connection_cache_on_demand = yes\nsmtp_connection_cache_destinations = [127.0.0.1]\n\
-                 smtp_destination_concurrency_limit = 20\nin_flow_delay = 0\n",
+                 smtp_destination_concurrency_limit = {CONNECTIONS}\nin_flow_delay = 0\n",
                 upstream.port()
             ),
         }
