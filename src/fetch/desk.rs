@@ -312,13 +312,13 @@ impl Desk {
         self.quarantine(uidvalidity, row, failure, true, wait).await
     }
 
-    /// Books a push, and with it, in the same commit, writes down what became of the one before.
+    /// Books a push, and with it, in the same commit, writes down what became of the one before. Where that fails, the one before
+    /// is still to be written down: what is wrong may be the booking.
     async fn book(&self, uidvalidity: u32, row: &Received, there: &mut There<'_>) -> Result<(), Stop> {
-        let last = there.last.take();
         let booking = self.update(row, PushState::Pushing, Note::default(), Duration::ZERO);
-        let updates = last.iter().map(|last| self.outcome(last)).chain([booking]).collect();
+        let updates = there.last.iter().map(|last| self.outcome(last)).chain([booking]).collect();
         self.note(uidvalidity, updates).await?;
-        there.written.extend(last.map(|last| self.say(&last)));
+        there.written.extend(there.last.take().map(|last| self.say(&last)));
         Ok(())
     }
 

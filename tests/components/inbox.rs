@@ -12,6 +12,8 @@ use outlook_relay::clock;
 use outlook_relay::failure::Class;
 use outlook_relay::odoo::Intake;
 use outlook_relay::store::{Mark, PushState};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{Connection, SqliteConnection};
 
 #[tokio::test]
 async fn the_first_start_takes_what_is_unread_and_then_what_comes() {
@@ -467,16 +469,23 @@ async fn nothing_is_pushed_that_cannot_be_booked() {
     let world = World::new().await;
     let watching = world.start(&[JOHN]).await;
     world.another_look().await;
-    watching.tasks[0].abort();
-    until(SOON, "the writer is gone", || watching.tasks[0].is_finished()).await;
-    world.deliver(JOHN, "1@x.test");
+    let options = SqliteConnectOptions::new().filename(world.folder.path().join("relay.db"));
+    let mut database = SqliteConnection::connect_with(&options).await.unwrap();
+    let first = world.deliver(JOHN, "1@x.test");
+    world.until_seen(JOHN, first).await;
+    let broken = format!(
+        "CREATE TRIGGER broken BEFORE UPDATE ON received WHEN new.state = 'pushing' AND new.uid > {} \
+         BEGIN SELECT raise(FAIL, 'disk is full'); END",
+        first + 1
+    );
+    sqlx::query(sqlx::AssertSqlSafe(broken)).execute(&mut database).await.unwrap();
+    let (second, _third) = (world.deliver(JOHN, "2@x.test"), world.deliver(JOHN, "3@x.test"));
+    // What became of it is written down although the next one cannot be booked.
+    world.until_seen(JOHN, second).await;
     world.another_look().await;
-    assert!(world.odoo.posts().is_empty());
-    watching.soft.cancel();
-    for inbox in watching.inboxes {
-        inbox.await.unwrap();
-    }
-    let again = world.start(&[JOHN]).await;
-    until(SOON, "it is pushed afterwards", || world.odoo.posts().len() == 1).await;
-    again.stop().await;
+    assert_eq!(world.posted(), ["<1@x.test>", "<2@x.test>"]);
+    sqlx::query("DROP TRIGGER broken").execute(&mut database).await.unwrap();
+    until(SOON, "the third", || world.odoo.posts().len() == 3).await;
+    watching.stop().await;
+    assert_eq!(world.posted(), ["<1@x.test>", "<2@x.test>", "<3@x.test>"]);
 }
