@@ -2,6 +2,7 @@
 //! be sent again. A shim under the relay writes down each write and each sync; from that come the disks that a power cut
 //! could have left at any moment: with what was synced and nothing else, or with whatever else the disk happened to have
 //! written. OUTLOOK_RELAY_POWER_CUTS=1000 for more of them than a test run has time for, OUTLOOK_RELAY_SEED=7 for others.
+#![expect(clippy::panic, clippy::indexing_slicing, reason = "test code: a failure here must stop the test")]
 
 mod journal;
 
