@@ -21,7 +21,7 @@ use tracing::level_filters::LevelFilter;
 use tracing::{Event, Subscriber};
 use tracing_subscriber::Registry;
 use tracing_subscriber::field::RecordFields;
-use tracing_subscriber::filter::{EnvFilter, FilterExt as _, Targets};
+use tracing_subscriber::filter::{FilterExt as _, Targets};
 use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::fmt::time::FormatTime;
 use tracing_subscriber::fmt::{self, FmtContext, MakeWriter};
@@ -200,8 +200,19 @@ where
         Output::Journal(journal) => ToJournal { journal, writer }.boxed(),
     };
     let held = Targets::new().with_default(LevelFilter::TRACE).with_targets(HELD);
-    let wanted = EnvFilter::builder().parse_lossy(wanted);
-    tracing_subscriber::registry().with(lines.with_filter(wanted.and(held)))
+    tracing_subscriber::registry().with(lines.with_filter(directives(wanted).and(held)))
+}
+
+/// What `RUST_LOG` asks for: a level, or `target=level`, separated by commas. What makes no sense asks for nothing.
+fn directives(wanted: &str) -> Targets {
+    let each = wanted.split(',').filter_map(|directive| directive.trim().parse::<Targets>().ok());
+    each.fold(Targets::new(), |all, one| {
+        let all = match one.default_level() {
+            Some(level) => all.with_default(level),
+            None => all,
+        };
+        all.with_targets(one)
+    })
 }
 
 /// Fields as [`Record::line`] writes them.
