@@ -148,7 +148,10 @@ impl Writer {
         match writing {
             // It sends nothing: it ends.
             Ok(_) => drop(end.await),
-            Err(error) => tracing::error!(error = crate::failure::chain(&error), "store has no thread"),
+            Err(error) => {
+                let advice = "the system has no thread for the store's writer: look at its limits (TasksMax, ulimit -u)";
+                tracing::error!(error = crate::failure::chain(&error), advice, "store failed");
+            }
         }
     }
 
