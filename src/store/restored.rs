@@ -1,12 +1,12 @@
 //! The first start with a store that was put back from a backup: whatever was under way when the backup was made may have been
 //! done since, and nothing is done twice.
 
-use super::queue::encode;
+use super::unknown::is_unknown;
 use super::writer::{Write, rows, run};
 use super::{Error, Recipient, RecipientState, Store, millis, timestamp};
 use crate::address::Address;
 use jiff::Timestamp;
-use rusqlite::{Connection, params};
+use rusqlite::Connection;
 
 /// So many messages are read at a time.
 const PAGE: i64 = 500;
@@ -80,9 +80,10 @@ pub(super) fn apply(now: Timestamp, connection: &Connection) -> Result<(), rusql
     let at = millis(now);
     let mut after = -1;
     loop {
-        let page: Vec<(i64, String)> = rows(
+        let page: Vec<(i64, Vec<u8>)> = rows(
             connection,
-            "SELECT id, recipients FROM message WHERE state IN ('waiting', 'sending') AND id > ?1 ORDER BY id LIMIT ?2",
+            "SELECT id, CAST(recipients AS BLOB) FROM message WHERE state IN ('waiting', 'sending') AND id > ?1 \
+             ORDER BY id LIMIT ?2",
             [after, PAGE],
         )?;
         let Some((last, _)) = page.last() else {
@@ -90,17 +91,7 @@ pub(super) fn apply(now: Timestamp, connection: &Connection) -> Result<(), rusql
         };
         after = *last;
         for (id, recipients) in page {
-            // Of a damaged row nothing is known: it is found, and set aside, when it is due.
-            let recipients = match serde_json::from_str::<Vec<Recipient>>(&recipients) {
-                Ok(read) => encode(&doubt(read))?,
-                Err(_) => recipients,
-            };
-            run(
-                connection,
-                "UPDATE message SET state = 'waiting', next_attempt_at = ?2, changed_at = ?2, unknown_since = ?2, \
-                 recipients = ?3 WHERE id = ?1",
-                params![id, at, recipients],
-            )?;
+            is_unknown(id, recipients, doubt, now, connection)?;
         }
     }
     for sql in [

@@ -110,22 +110,32 @@ pub(super) fn recover(now: Timestamp, connection: &Connection) -> Result<(), rus
          FROM message WHERE state = 'sending' ON CONFLICT DO NOTHING",
         [millis(now)],
     )?;
-    let interrupted: Vec<(i64, String)> =
-        rows(connection, "SELECT id, recipients FROM message WHERE state = 'sending'", [])?;
-    for (id, recipients) in interrupted {
-        // Of a damaged row nothing is known: it is found, and set aside, when it is due.
-        let recipients = match serde_json::from_str::<Vec<Recipient>>(&recipients) {
-            Ok(read) => encode(&interrupt(read))?,
-            Err(_) => recipients,
-        };
-        run(
-            connection,
-            "UPDATE message SET state = 'waiting', next_attempt_at = ?2, changed_at = ?2, unknown_since = ?2, \
-             recipients = ?3 WHERE id = ?1",
-            params![id, millis(now), recipients],
-        )?;
+    let sql = "SELECT id, CAST(recipients AS BLOB) FROM message WHERE state = 'sending'";
+    for (id, recipients) in rows(connection, sql, [])? {
+        is_unknown(id, recipients, interrupt, now, connection)?;
     }
     Ok(())
+}
+
+/// Whether a message that waits from now on was sent is not known, for those of its `recipients` that `who` says. These come as
+/// bytes: what is damaged may not even be text.
+pub(super) fn is_unknown(
+    id: i64,
+    recipients: Vec<u8>,
+    who: fn(Vec<Recipient>) -> Vec<Recipient>,
+    now: Timestamp,
+    connection: &Connection,
+) -> Result<(), rusqlite::Error> {
+    // Of a damaged row nothing is known: it is found, and set aside, when it is due.
+    let read = serde_json::from_slice(&recipients).ok();
+    let recipients = read.map(|read| encode(&who(read))).transpose()?;
+    run(
+        connection,
+        "UPDATE message SET state = 'waiting', next_attempt_at = ?2, changed_at = ?2, unknown_since = ?2, \
+         recipients = coalesce(?3, recipients) WHERE id = ?1",
+        params![id, millis(now), recipients],
+    )
+    .map(drop)
 }
 
 /// Whom an interrupted attempt may have reached: those who were written down as handed over, where only some could be

@@ -32,6 +32,28 @@ async fn an_interrupted_attempt_may_have_reached_those_who_were_handed_over() {
 }
 
 #[tokio::test]
+async fn a_row_that_is_no_text_keeps_no_other_from_being_taken_up() {
+    let opened = open().await;
+    let store = &opened.store;
+    let (damaged, sound) = (message(store, &["a@x.test"]), message(store, &["b@x.test"]));
+    let (first, second) = (damaged.id, sound.id);
+    for (new, id) in [(damaged, first), (sound, second)] {
+        store.accept(new).await.unwrap();
+        store.book(id, 1, at(1)).await.unwrap();
+    }
+    let mut damaging = options(&opened.config.path).connect().await.unwrap();
+    let damage =
+        sqlx::query("UPDATE message SET recipients = CAST(x'5bff' AS TEXT) WHERE id = $1").bind(first.0);
+    damage.execute(&mut damaging).await.unwrap();
+    sqlx::query("INSERT INTO backup VALUES (1, 0, NULL)").execute(&mut damaging).await.unwrap();
+    store.recover(at(5)).await.unwrap();
+    store.take_up_backup(at(6)).await.unwrap().unwrap();
+    let due = store.unknown(&john(), at(6), 10).await.unwrap();
+    assert_eq!(due.iter().map(|due| due.id).collect::<Vec<_>>(), [second]);
+    assert_eq!(store.queued_one(first).await.unwrap().unwrap().state, QueuedState::Failed, "set aside");
+}
+
+#[tokio::test]
 async fn an_unknown_outcome_keeps_its_age_until_it_is_resolved_or_a_person_steps_in() {
     let opened = open().await;
     let store = &opened.store;
