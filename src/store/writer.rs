@@ -139,20 +139,8 @@ impl Writer {
     /// Writes until the store is closed, or every [`super::Store`] dropped, and all that was handed in is on disk. It does so
     /// in a thread of its own: a statement costs less than to wake one.
     pub async fn run(self) {
-        let (ended, end) = oneshot::channel::<()>();
-        let runtime = tokio::runtime::Handle::current();
-        let writing = std::thread::Builder::new().name("store".to_owned()).spawn(move || {
-            let _ended = ended;
-            self.work(&runtime);
-        });
-        match writing {
-            // It sends nothing: it ends.
-            Ok(_) => drop(end.await),
-            Err(error) => {
-                let advice = "the system has no thread for the store's writer: look at its limits (TasksMax, ulimit -u)";
-                tracing::error!(error = crate::failure::chain(&error), advice, "store failed");
-            }
-        }
+        let runtime = Handle::current();
+        in_thread(move || self.work(&runtime)).await;
     }
 
     fn work(mut self, runtime: &Handle) {
@@ -203,6 +191,29 @@ impl Writer {
     }
 }
 
+/// Does the work in a thread of its own; a panic there is one here.
+async fn in_thread(work: impl FnOnce() + Send + 'static) {
+    let (ended, end) = oneshot::channel::<()>();
+    let thread = std::thread::Builder::new().name("store".to_owned()).spawn(move || {
+        let _ended = ended;
+        work();
+    });
+    match thread {
+        Ok(thread) => {
+            // It sends nothing: it ends, and so does the thread.
+            drop(end.await);
+            if let Err(panic) = thread.join() {
+                std::panic::resume_unwind(panic);
+            }
+        }
+        Err(error) => {
+            let advice =
+                "the system has no thread for the store's writer: look at its limits (TasksMax, ulimit -u)";
+            tracing::error!(error = crate::failure::chain(&error), advice, "store failed");
+        }
+    }
+}
+
 fn commit<'w>(
     connection: &Connection,
     keys: &Keyring,
@@ -242,4 +253,15 @@ where
 /// A value that cannot be written as it should be.
 pub(super) fn unencodable(error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
     rusqlite::Error::ToSqlConversionFailure(Box::new(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::in_thread;
+
+    #[tokio::test]
+    async fn a_panic_of_the_thread_is_not_taken_for_its_end() {
+        tokio::spawn(in_thread(|| {})).await.unwrap();
+        assert!(tokio::spawn(in_thread(|| panic!("on purpose"))).await.unwrap_err().is_panic());
+    }
 }
