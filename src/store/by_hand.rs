@@ -114,7 +114,9 @@ pub(super) fn apply(what: &ByHand, connection: &Connection) -> Result<(), rusqli
     match what {
         ByHand::Retry(id, now) => retry(*id, *now, connection)?,
         ByHand::Cancel { id, attempts, report, now } => {
-            let sql = "DELETE FROM message WHERE id = ?1 AND state <> 'sending' AND attempts = ?2";
+            // As they were counted: a store of before may have lost one that never ended.
+            let sql = "DELETE FROM message WHERE id = ?1 AND state <> 'sending' \
+                       AND (SELECT count(*) FROM attempt WHERE message = ?1) = ?2";
             if run(connection, sql, params![id.0, attempts])? == 0 {
                 return Err(rusqlite::Error::QueryReturnedNoRows);
             }

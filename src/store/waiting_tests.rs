@@ -32,6 +32,24 @@ async fn an_interrupted_attempt_may_have_reached_those_who_were_handed_over() {
 }
 
 #[tokio::test]
+async fn a_message_of_which_an_attempt_was_lost_can_be_cancelled_unless_another_ended() {
+    let opened = open().await;
+    let store = &opened.store;
+    let new = message(store, &["a@x.test"]);
+    let id = new.id;
+    store.accept(new).await.unwrap();
+    let mut older = options(&opened.config.path).connect().await.unwrap();
+    sqlx::query("UPDATE message SET attempts = 1").execute(&mut older).await.unwrap();
+    let before = store.queued_one(id).await.unwrap().unwrap();
+    store.book(id, 1, at(1)).await.unwrap();
+    assert!(!store.cancel(&before, None, at(2)).await.unwrap(), "it is being sent");
+    store.recover(at(3)).await.unwrap();
+    assert!(!store.cancel(&before, None, at(4)).await.unwrap(), "another attempt ended");
+    let now = store.queued_one(id).await.unwrap().unwrap();
+    assert!(store.cancel(&now, None, at(5)).await.unwrap());
+}
+
+#[tokio::test]
 async fn a_row_that_is_no_text_keeps_no_other_from_being_taken_up() {
     let opened = open().await;
     let store = &opened.store;
