@@ -188,7 +188,7 @@ impl Store {
         let before: serde_json::Map<String, serde_json::Value> =
             before.iter().map(|(mailbox, at)| (mailbox.to_string(), millis(*at).into())).collect();
         let ids: Vec<i64> = sqlx::query_scalar(
-            "SELECT id FROM message WHERE state = 'failed' \
+            "SELECT id FROM message INDEXED BY message_unusual WHERE state = 'failed' AND state <> 'waiting' \
              AND changed_at < coalesce((SELECT value FROM json_each($1) WHERE key = mailbox), $2) \
              AND CASE WHEN json_valid(recipients) THEN EXISTS (SELECT 1 FROM json_each(recipients) \
              WHERE CASE type WHEN 'object' THEN json_extract(value, '$.state') END = 'failed') ELSE 0 END \

@@ -107,10 +107,11 @@ pub(super) fn recover(now: Timestamp, connection: &Connection) -> Result<(), rus
         connection,
         "INSERT INTO attempt (message, number, started_at, ended_at, outcome, reply) \
          SELECT id, attempts, changed_at, ?1, 'unknown', 'the relay stopped in the middle of it' \
-         FROM message WHERE state = 'sending' ON CONFLICT DO NOTHING",
+         FROM message INDEXED BY message_unusual WHERE state = 'sending' AND state <> 'waiting' ON CONFLICT DO NOTHING",
         [millis(now)],
     )?;
-    let sql = "SELECT id, CAST(recipients AS BLOB) FROM message WHERE state = 'sending'";
+    let sql = "SELECT id, CAST(recipients AS BLOB) FROM message INDEXED BY message_unusual \
+               WHERE state = 'sending' AND state <> 'waiting'";
     for (id, recipients) in rows(connection, sql, [])? {
         is_unknown(id, recipients, interrupt, now, connection)?;
     }
