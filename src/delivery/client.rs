@@ -1,7 +1,7 @@
 //! The SMTP client: a signed-in connection to the submission service, and mail transactions over it.
 //!
-//! lettre speaks the protocol, command by command; its high-level calls would give up at the first refused recipient,
-//! hide the reply to a failed sign-in, and know one timeout only.
+//! lettre sends the commands and reads the replies; its high-level calls would give up at the first refused recipient, hide
+//! the reply to a failed sign-in, and know one timeout only. Messages go [past it](Encrypted).
 
 use super::Timeouts;
 use super::envelope::{Envelope, Group, Offers, Sealed};

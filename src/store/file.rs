@@ -46,7 +46,7 @@ pub(super) fn migrator(version: i64) -> Migrator {
     Migrator::with_migrations(migrations)
 }
 
-/// The one connection that writes, with the tables up to date; but not brought up to date under a daemon of an earlier
+/// A connection that may write, with the tables up to date; but not brought up to date under a daemon of an earlier
 /// version, which would go on writing as if they were not.
 pub(super) async fn connect(config: &Config) -> Result<(SqliteConnection, Keyring), Error> {
     let mut connection = open(config).await?;
