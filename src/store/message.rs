@@ -167,7 +167,7 @@ pub struct Attempt {
     pub started_at: Timestamp,
     /// When its outcome was known; `None`: not yet.
     pub ended_at: Option<Timestamp>,
-    /// `sent`, `deferred`, `failed`, `unknown`.
+    /// `deferred`, `failed`, `unknown`; `None`: it is under way. Of a message that was sent nothing is kept.
     pub outcome: Option<String>,
     /// The class of its failure.
     pub class: Option<String>,
