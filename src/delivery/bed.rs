@@ -214,6 +214,12 @@ impl Bed {
         tokio::time::timeout(Duration::from_secs(20), paused).await.unwrap().unwrap().clone()
     }
 
+    pub(super) async fn resumed(&self) {
+        let mut status = self.status.clone();
+        let resumed = status.wait_for(|status| status.paused_until.is_none() && status.sending == 0);
+        tokio::time::timeout(Duration::from_secs(20), resumed).await.unwrap().unwrap();
+    }
+
     /// Another worker in place of this one, as after a restart.
     pub(super) async fn restart(mut self) -> Self {
         self.soft.cancel();

@@ -122,6 +122,8 @@ async fn a_short_outage_ends_by_itself() {
     bed.paused().await;
     bed.smtp.server.up().await;
     bed.queue_is_empty().await;
+    // The store knows a little sooner than the worker.
+    bed.resumed().await;
     assert_eq!((bed.smtp.count(), bed.mailbox.smtp.lasting()), (1, None));
 }
 
