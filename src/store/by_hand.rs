@@ -136,18 +136,20 @@ pub(super) fn count(connection: &Connection) -> Result<(), rusqlite::Error> {
 }
 
 fn retry(id: QueueId, now: Timestamp, connection: &Connection) -> Result<(), rusqlite::Error> {
-    let sql = "SELECT state, recipients FROM message WHERE id = ?1 AND state <> 'sending'";
-    let (state, recipients): (String, String) =
+    // As bytes: what is damaged may not even be text.
+    let sql = "SELECT state, CAST(recipients AS BLOB) FROM message WHERE id = ?1 AND state <> 'sending'";
+    let (state, recipients): (String, Vec<u8>) =
         connection.query_row(sql, [id.0], |row| Ok((row.get(0)?, row.get(1)?)))?;
     // One that only waits keeps what is known of it: whether it was sent is still to be found out.
-    let recipients = match (state.as_str(), serde_json::from_str::<Vec<Recipient>>(&recipients)) {
-        ("held" | "failed", Ok(read)) => encode(&anew(read))?,
-        _ => recipients,
+    let recipients = match (state.as_str(), serde_json::from_slice::<Vec<Recipient>>(&recipients)) {
+        ("held" | "failed", Ok(read)) => Some(encode(&anew(read))?),
+        _ => None,
     };
     run(
         connection,
         "UPDATE message SET state = 'waiting', next_attempt_at = ?2, changed_at = ?2, tried_since = ?2, \
-         recipients = ?3, unknown_since = CASE WHEN state = 'waiting' THEN unknown_since END WHERE id = ?1",
+         recipients = coalesce(?3, recipients), \
+         unknown_since = CASE WHEN state = 'waiting' THEN unknown_since END WHERE id = ?1",
         params![id.0, millis(now), recipients],
     )
     .map(drop)

@@ -103,7 +103,7 @@ impl Store {
     /// The disk's.
     pub async fn reports_due(&self, now: Timestamp, limit: u32) -> Result<Vec<Report>, Error> {
         let rows: Vec<Row> = sqlx::query_as(
-            "SELECT r.id, r.message, r.message_id, r.recipients, r.state, r.tries, r.answer, m.mailbox, m.recipients \
+            "SELECT r.id, r.message, r.message_id, r.recipients, r.state, r.tries, r.answer, m.mailbox, CAST(m.recipients AS BLOB) \
              FROM report r LEFT JOIN message m ON m.id = r.message \
              WHERE r.state IN ('waiting', 'pushing') AND r.next_try_at <= $1 ORDER BY r.id LIMIT $2",
         )
@@ -121,7 +121,7 @@ impl Store {
     /// The disk's.
     pub async fn reports_refused(&self, limit: u32) -> Result<Vec<Report>, Error> {
         let rows: Vec<Row> = sqlx::query_as(
-            "SELECT r.id, r.message, r.message_id, r.recipients, r.state, r.tries, r.answer, m.mailbox, m.recipients \
+            "SELECT r.id, r.message, r.message_id, r.recipients, r.state, r.tries, r.answer, m.mailbox, CAST(m.recipients AS BLOB) \
              FROM report r LEFT JOIN message m ON m.id = r.message WHERE r.state = 'refused' ORDER BY r.id LIMIT $1",
         )
         .bind(limit)
@@ -280,15 +280,17 @@ fn tidy(
     run(connection, sql, [millis(reports_before)]).map(drop)
 }
 
-/// id, message, message_id, recipients, state, tries, answer; the message's mailbox and recipients, if it is there.
-type Row = (i64, i64, Option<String>, String, String, i64, Option<String>, Option<String>, Option<String>);
+/// id, message, message_id, recipients, state, tries, answer; the message's mailbox and recipients, if it is there: these as
+/// bytes, since what is damaged may not even be text.
+type Row = (i64, i64, Option<String>, String, String, i64, Option<String>, Option<String>, Option<Vec<u8>>);
 
 fn report_of(row: Row) -> Report {
     let (id, message, message_id, recipients, state, tries, answer, mailbox, known) = row;
     // What is damaged must hold up neither this report nor the others: it is pushed as it is.
     let recipients: Vec<String> = serde_json::from_str(&recipients).unwrap_or_default();
     let recipient = recipients.into_iter().next().unwrap_or_default();
-    let known: Vec<Recipient> = known.and_then(|known| serde_json::from_str(&known).ok()).unwrap_or_default();
+    let known: Vec<Recipient> =
+        known.and_then(|known| serde_json::from_slice(&known).ok()).unwrap_or_default();
     Report {
         id,
         message: QueueId(message),

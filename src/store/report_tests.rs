@@ -133,3 +133,23 @@ async fn a_push_that_a_wrong_clock_put_off_is_not_waited_for() {
     let due: Vec<i64> = store.reports_due(at(20), 10).await.unwrap().iter().map(|due| due.id).collect();
     assert_eq!(due, [1], "an ordinary wait goes on");
 }
+
+#[tokio::test]
+async fn a_message_that_is_no_text_keeps_no_report_from_odoo_and_can_be_tried_again() {
+    let opened = open().await;
+    let store = &opened.store;
+    let id = failed(store, &["a@x.test"]).await;
+    failed(store, &["b@x.test"]).await;
+    let mut damaging = options(&opened.config.path).connect().await.unwrap();
+    let damage =
+        sqlx::query("UPDATE message SET recipients = CAST(x'5bff' AS TEXT) WHERE id = $1").bind(id.0);
+    damage.execute(&mut damaging).await.unwrap();
+    let due = store.reports_due(at(15), 10).await.unwrap();
+    assert_eq!(due.iter().map(|due| due.recipient.as_str()).collect::<Vec<_>>(), ["a@x.test", "b@x.test"]);
+    assert_eq!((&due[0].reply, due[1].reply.as_deref()), (&None, Some("550 5.1.1 unknown")));
+    assert!(store.retry(id, at(20)).await.unwrap());
+    assert!(
+        store.due(&john(), at(20), 10).await.unwrap().is_empty(),
+        "set aside again, and no other with it"
+    );
+}
