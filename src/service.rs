@@ -441,7 +441,7 @@ async fn watch_changes(store: Store, tokens: Tokens, soft: CancellationToken) ->
             () = tokio::time::sleep(LOOK_FOR_CHANGES) => {}
         }
         let taken_up = async {
-            pending |= changes.seen().await?;
+            pending |= changes.seen()?;
             if pending {
                 // An inbox without a token waits for minutes before it asks for one again.
                 consented |= tokens.reload().await?;

@@ -4,11 +4,11 @@
 use crate::company::{self, JOHN};
 use crate::support::client::{SmtpClient, message};
 use crate::support::relay::{Config, Relay};
+use crate::support::store;
 use crate::support::wait::{SOON, until};
 use crate::support::world::World;
+use rusqlite::Connection;
 use serde_json::Value;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode};
-use sqlx::{Connection, SqliteConnection};
 use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
@@ -48,8 +48,11 @@ fn files(config: &Config) -> BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
-async fn open(path: &Path) -> SqliteConnection {
-    SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(path)).await.unwrap()
+/// A database of another program.
+fn bookmarks(path: &Path) {
+    let other = Connection::open(path).unwrap();
+    other.execute_batch("CREATE TABLE bookmark (url TEXT)").unwrap();
+    other.close().unwrap();
 }
 
 /// `store check --json`, and its findings that are not well.
@@ -121,18 +124,14 @@ async fn a_backup_under_load_is_a_sound_store_with_all_that_was_accepted_before_
         let before = accepted.load(Ordering::Relaxed);
         let file = config.dir().join(format!("{number}.db"));
         config.cli(&["store", "backup", file.to_str().unwrap()]).await.success();
-        let mut backup = open(&file).await;
-        let messages: i64 =
-            sqlx::query_scalar("SELECT count(*) FROM message JOIN content ON content.message = message.id")
-                .fetch_one(&mut backup)
-                .await
-                .unwrap();
+        let backup = store::open(&file);
+        let count = "SELECT count(*) FROM message JOIN content ON content.message = message.id";
+        let messages: i64 = backup.query_row(count, [], |row| row.get(0)).unwrap();
         // Each session may have one on its way.
         let after = accepted.load(Ordering::Relaxed) + sessions.len();
         let messages = usize::try_from(messages).unwrap();
         assert!((before..=after).contains(&messages), "{before} <= {messages} <= {after}");
-        let sound: String =
-            sqlx::query_scalar("PRAGMA integrity_check").fetch_one(&mut backup).await.unwrap();
+        let sound: String = backup.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
         assert_eq!(sound, "ok");
         assert_eq!(check(&config).await, (Some(0), vec![]));
     }
@@ -164,14 +163,12 @@ async fn a_check_tells_what_is_there_and_changes_nothing() {
     assert!(!config.dir().join("relay.key").exists());
     std::fs::rename(config.dir().join("hidden"), config.dir().join("relay.key")).unwrap();
 
-    let mut store = open(&config.dir().join("relay.db")).await;
-    sqlx::query("DELETE FROM content WHERE message = (SELECT min(id) FROM message)")
-        .execute(&mut store)
-        .await
-        .unwrap();
-    sqlx::query("UPDATE message SET recipients = '[' WHERE id = (SELECT max(id) FROM message)")
-        .execute(&mut store)
-        .await
+    let store = store::open(config.dir().join("relay.db"));
+    store
+        .execute_batch(
+            "DELETE FROM content WHERE message = (SELECT min(id) FROM message); \
+             UPDATE message SET recipients = '[' WHERE id = (SELECT max(id) FROM message)",
+        )
         .unwrap();
     drop(store);
     let (code, wrong) = check(&config).await;
@@ -202,22 +199,11 @@ async fn a_restore_keeps_what_was_there_and_refuses_what_is_no_backup() {
         "this is no database, but long enough to be taken for one".repeat(99),
     )
     .unwrap();
-    let mut newer = {
-        std::fs::copy(config.dir().join("good.db"), config.dir().join("newer.db")).unwrap();
-        open(&config.dir().join("newer.db")).await
-    };
-    sqlx::query("INSERT INTO _sqlx_migrations VALUES (9999, 'later', '', true, x'00', 0)")
-        .execute(&mut newer)
-        .await
-        .unwrap();
-    newer.close().await.unwrap();
-    let mut other = SqliteConnection::connect_with(
-        &SqliteConnectOptions::new().filename(config.dir().join("other.db")).create_if_missing(true),
-    )
-    .await
-    .unwrap();
-    sqlx::query("CREATE TABLE bookmark (url TEXT)").execute(&mut other).await.unwrap();
-    other.close().await.unwrap();
+    std::fs::copy(config.dir().join("good.db"), config.dir().join("newer.db")).unwrap();
+    let newer = store::open(config.dir().join("newer.db"));
+    newer.execute_batch("INSERT INTO _sqlx_migrations VALUES (9999, 'later', '', true, x'00', 0)").unwrap();
+    newer.close().unwrap();
+    bookmarks(&config.dir().join("other.db"));
     let before = files(&config);
     for (file, words) in [
         ("missing.db", "cannot be read"),
@@ -379,11 +365,7 @@ async fn a_database_of_another_program_is_left_alone() {
     let world = World::start().await;
     let config = company::config(&world);
     let path = config.dir().join("relay.db");
-    let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
-    let mut other =
-        SqliteConnection::connect_with(&options.journal_mode(SqliteJournalMode::Delete)).await.unwrap();
-    sqlx::query("CREATE TABLE bookmark (url TEXT)").execute(&mut other).await.unwrap();
-    other.close().await.unwrap();
+    bookmarks(&path);
     let before = std::fs::read(&path).unwrap();
     let refused = config.cli(&["run"]).await;
     assert!(refused.code == Some(1) && refused.stderr.contains("another program's database"), "{refused:?}");

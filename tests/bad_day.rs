@@ -412,7 +412,7 @@ async fn a_bad_day_at_trace_level_shows_no_secret() {
 async fn nor_does_it_where_rust_log_names_what_talks_most() {
     shows_nothing(
         "trace,async_imap::imap_stream=trace,async_imap::client=trace,imap_proto::parser=trace,hyper::proto=trace,\
-         hyper_util::client=trace,reqwest::connect=trace,sqlx::query=trace,lettre::transport=trace,rustls::conn=trace,\
+         hyper_util::client=trace,reqwest::connect=trace,lettre::transport=trace,rustls::conn=trace,\
          rustls::client=trace,[{}]=trace",
         "json",
     )

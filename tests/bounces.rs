@@ -6,10 +6,10 @@ use crate::support::odoo::Answer;
 use crate::support::relay::{Config, Relay};
 use crate::support::script::Rule;
 use crate::support::smtp::{Fault, Step};
+use crate::support::store;
 use crate::support::wait::{SOON, eventually, until};
 use crate::support::world::World;
-use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{Connection, Row, SqliteConnection};
+use rusqlite::Connection;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -38,16 +38,16 @@ fn about(id: &str) -> (String, String) {
 }
 
 /// The relay's store, as it lies on disk.
-async fn database(config: &Config) -> SqliteConnection {
-    let path = config.dir().join("relay.db");
-    SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(path)).await.unwrap()
+fn database(config: &Config) -> Connection {
+    store::open(config.dir().join("relay.db"))
 }
 
 /// The state of each report in the store, and how often it was pushed.
-async fn reports(config: &Config) -> Vec<(String, i64)> {
-    let rows = sqlx::query("SELECT state, tries FROM report ORDER BY id");
-    let rows = rows.fetch_all(&mut database(config).await).await.unwrap();
-    rows.iter().map(|row| (row.get("state"), row.get("tries"))).collect()
+fn reports(config: &Config) -> Vec<(String, i64)> {
+    let store = database(config);
+    let mut reports = store.prepare("SELECT state, tries FROM report ORDER BY id").unwrap();
+    let rows = reports.query_map([], |row| Ok((row.get("state")?, row.get("tries")?))).unwrap();
+    rows.map(Result::unwrap).collect()
 }
 
 #[tokio::test]
@@ -90,7 +90,7 @@ async fn odoo_hears_of_the_one_recipient_who_is_not_there() {
     assert_eq!(queue.len(), 1, "kept, to be looked at");
     assert_eq!(queue[0]["state"], "failed");
     until(SOON, "the report done with", || relay.count_log("bounced") == 1).await;
-    assert_eq!(reports(&config).await, []);
+    assert_eq!(reports(&config), []);
     assert_eq!(relay.count_log("odoo_not_told"), 0);
 }
 
@@ -134,7 +134,7 @@ async fn a_report_waits_for_odoo_and_through_a_restart() {
     // Outgoing mail does not wait for Odoo.
     relay.send(BOUNCE, &["anna@x.test"], &message(JOHN, "anna@x.test", "good@t", "Hi")).await;
     until(SOON, "the other mail", || world.smtp.count() == 1).await;
-    assert_eq!(reports(&config).await.len(), 1);
+    assert_eq!(reports(&config).len(), 1);
     world.odoo.server.up().await;
     relay.wait_for_log("bounced").await;
     assert_eq!(world.odoo.bounces(), [about("late@t")]);
@@ -151,14 +151,14 @@ async fn a_kill_in_the_middle_of_a_push_reports_once() {
     fail(&relay, "killed@t").await;
     until(SOON, "a push under way", || world.odoo.max_in_flight() == 1).await;
     relay.kill9().await;
-    assert_eq!(reports(&config).await, [("pushing".to_owned(), 1)]);
+    assert_eq!(reports(&config), [("pushing".to_owned(), 1)]);
     until(SOON, "Odoo done with it", || world.odoo.posts().len() == 1).await;
     let relay = config.start().await;
     let line = relay.wait_for_log("bounced").await;
     assert!(line.contains("known"), "{line}");
     assert_eq!(world.odoo.posts().len(), 1);
     assert_eq!(world.odoo.bounces(), [about("killed@t")]);
-    assert_eq!(reports(&config).await, []);
+    assert_eq!(reports(&config), []);
 }
 
 #[tokio::test]
@@ -211,19 +211,18 @@ async fn a_report_that_odoo_refuses_is_kept_and_given_up() {
     relay.wait_for_log("bounced").await;
     assert_eq!(world.odoo.bounces(), [about("good@t")], "the next one has its turn");
     assert_eq!(world.odoo.posts().len(), 2, "not tried again at once");
-    assert_eq!(reports(&config).await, [("waiting".to_owned(), 1)]);
+    assert_eq!(reports(&config), [("waiting".to_owned(), 1)]);
 
     // Some hours and tries later.
     relay.terminate(SOON).await;
-    let later = "UPDATE report SET tries = 4, next_try_at = 0";
-    sqlx::query(later).execute(&mut database(&config).await).await.unwrap();
+    database(&config).execute_batch("UPDATE report SET tries = 4, next_try_at = 0").unwrap();
     let relay = config.start().await;
     let line = relay.wait_for_log("report refused").await;
     for part in ["ERROR", "<poison@t>", GONE, "fault 1", "tell the sender"] {
         assert!(line.contains(part), "{part}: {line}");
     }
     until(SOON, "a last push", || world.odoo.posts().len() == 3).await;
-    let states = reports(&config).await;
+    let states = reports(&config);
     assert_eq!(states, [("refused".to_owned(), 5)]);
 }
 
@@ -254,7 +253,7 @@ async fn without_odoo_the_log_says_that_nobody_was_told() {
     fail(&relay, "untold@t").await;
     let line = relay.wait_for_log("odoo_not_told").await;
     assert!(line.contains("ERROR") && line.contains("failed") && line.contains("[odoo]"), "{line}");
-    assert_eq!(reports(&config).await, []);
+    assert_eq!(reports(&config), []);
 }
 
 #[tokio::test]

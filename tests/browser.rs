@@ -8,9 +8,9 @@ use crate::support::entra::Answer;
 use crate::support::relay::{Config, Relay};
 use crate::support::script::Rule;
 use crate::support::smtp::{Fault, Step};
+use crate::support::store;
 use crate::support::wait::{SOON, until};
 use crate::support::world::World;
-use sqlx::Connection as _;
 use std::path::PathBuf;
 
 const PASSWORD: &str = "correct horse battery staple";
@@ -244,9 +244,8 @@ async fn a_page_that_can_no_longer_be_refreshed_does_not_look_fresh() {
     let browser = Browser::start().await;
     browser.open(&page_of(&relay)).await;
     browser.wait_for("All is well").await;
-    let mut store =
-        sqlx::SqliteConnection::connect(config.dir().join("relay.db").to_str().unwrap()).await.unwrap();
-    sqlx::query("ALTER TABLE inbox RENAME TO elsewhere").execute(&mut store).await.unwrap();
+    let store = store::open(config.dir().join("relay.db"));
+    store.execute_batch("ALTER TABLE inbox RENAME TO elsewhere").unwrap();
     let is_stale = async |wanted: bool| {
         let deadline = tokio::time::Instant::now() + SOON;
         let script = "return document.documentElement.classList.contains('stale')";
@@ -256,6 +255,6 @@ async fn a_page_that_can_no_longer_be_refreshed_does_not_look_fresh() {
         }
     };
     is_stale(true).await;
-    sqlx::query("ALTER TABLE elsewhere RENAME TO inbox").execute(&mut store).await.unwrap();
+    store.execute_batch("ALTER TABLE elsewhere RENAME TO inbox").unwrap();
     is_stale(false).await;
 }

@@ -4,9 +4,9 @@ use crate::company::{self, JOHN};
 use crate::support::client::{SmtpClient, message};
 use crate::support::http;
 use crate::support::smtp::{Fault, Step};
+use crate::support::store;
 use crate::support::wait::{SOON, until};
 use crate::support::world::World;
-use sqlx::Connection as _;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -205,11 +205,10 @@ async fn strangers_hear_from_healthz_that_it_is_ill_and_no_more() {
     // Nobody is connected, so nothing else is written.
     let config = company::config(&world);
     let relay = config.start().await;
-    let path = config.dir().join("relay.db");
-    let mut store = sqlx::SqliteConnection::connect(path.to_str().unwrap()).await.unwrap();
+    let store = store::open(config.dir().join("relay.db"));
     let trigger =
         "CREATE TRIGGER t BEFORE INSERT ON message BEGIN SELECT RAISE(FAIL, 'an inner matter'); END";
-    sqlx::query(trigger).execute(&mut store).await.unwrap();
+    store.execute_batch(trigger).unwrap();
     // Whatever else is written meanwhile succeeds, and the store counts as well again: so this is tried more than once.
     let end = Instant::now() + SOON;
     loop {

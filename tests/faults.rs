@@ -5,11 +5,10 @@ use crate::support::client::message;
 use crate::support::relay::{Config, Relay};
 use crate::support::script::Rule;
 use crate::support::smtp::{Fault, Step};
+use crate::support::store;
 use crate::support::wait::{SOON, until};
 use crate::support::world::World;
 use serde_json::Value;
-use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{Connection, SqliteConnection};
 use std::time::Duration;
 
 const BOUNCE: &str = "bounce@example.com";
@@ -175,10 +174,9 @@ async fn one_mailbox_in_trouble_holds_up_no_other_and_logs_once() {
 async fn a_store_that_cannot_be_written_is_said_once_and_in_the_status() {
     let world = World::start().await;
     let (config, relay) = patient(&world).await;
-    let options = SqliteConnectOptions::new().filename(config.dir().join("relay.db"));
-    let mut database = SqliteConnection::connect_with(&options).await.unwrap();
+    let database = store::open(config.dir().join("relay.db"));
     let broken = "CREATE TRIGGER broken BEFORE UPDATE ON message WHEN NEW.state = 'sending' BEGIN SELECT raise(FAIL, 'disk is full'); END";
-    sqlx::query(broken).execute(&mut database).await.unwrap();
+    database.execute_batch(broken).unwrap();
     send(&relay, "unbooked@t").await;
     relay.wait_for_log("store failed").await;
     // It takes some more tries meanwhile; the store can be read all the while.
@@ -189,7 +187,7 @@ async fn a_store_that_cannot_be_written_is_said_once_and_in_the_status() {
         said += usize::from(status.code == Some(1) && status.stdout.contains("disk is full"));
     }
     assert!(said > 0, "{:?}", config.cli(&["status"]).await);
-    sqlx::query("DROP TRIGGER broken").execute(&mut database).await.unwrap();
+    database.execute_batch("DROP TRIGGER broken").unwrap();
     until(SOON, "the mail", || world.smtp.count() == 1).await;
     relay.wait_for_log("store recovered").await;
     assert_eq!(

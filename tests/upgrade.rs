@@ -5,6 +5,7 @@ use crate::company::{self, JANE, JOHN, NOTIFICATIONS};
 use crate::disk::Disk;
 use crate::support::client::message;
 use crate::support::relay::Config;
+use crate::support::store;
 use crate::support::wait::{SOON, until};
 use crate::support::world::World;
 use base64::Engine as _;
@@ -12,9 +13,8 @@ use base64::engine::general_purpose::STANDARD;
 use outlook_relay::address::Address;
 use outlook_relay::clock;
 use outlook_relay::sealing::{Key, Owner};
+use rusqlite::Connection;
 use secrecy::{SecretBox, SecretString};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode};
-use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
@@ -39,10 +39,6 @@ fn versions() -> Vec<(i64, &'static str)> {
     names.map(|name| (name[..4].parse().unwrap(), name)).collect()
 }
 
-async fn run(store: &mut SqliteConnection, sql: String) {
-    sqlx::raw_sql(AssertSqlSafe(sql)).execute(store).await.unwrap();
-}
-
 fn in_hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -54,24 +50,20 @@ fn ago(age: Duration) -> i64 {
 
 /// A store of that version, with all that it can hold: mail that waits, that a crash cut short and that failed, tokens,
 /// and a ledger up to UID 2 of which the second is still to be pushed.
-async fn store_of(version: i64, config: &Config, world: &World) {
+fn store_of(version: i64, config: &Config, world: &World) {
     let path = config.dir().join("relay.db");
-    let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
-    let mut store =
-        SqliteConnection::connect_with(&options.journal_mode(SqliteJournalMode::Wal)).await.unwrap();
-    run(&mut store, MIGRATIONS.to_owned()).await;
+    let store = Connection::open(&path).unwrap();
+    let run = |sql: &str| store.execute_batch(sql).unwrap();
+    store.pragma_update(None, "journal_mode", "WAL").unwrap();
+    run(MIGRATIONS);
     for (line, (known, name)) in CHECKSUMS.lines().zip(versions()) {
         if known <= version {
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/store/migrations");
-            run(&mut store, std::fs::read_to_string(folder.join(name)).unwrap()).await;
+            run(&std::fs::read_to_string(folder.join(name)).unwrap());
             let checksum = line.split_whitespace().next().unwrap();
-            run(
-                &mut store,
-                format!(
-                    "INSERT INTO _sqlx_migrations VALUES ({known}, 'x', '2026-01-01', true, x'{checksum}', 1)"
-                ),
-            )
-            .await;
+            run(&format!(
+                "INSERT INTO _sqlx_migrations VALUES ({known}, 'x', '2026-01-01', true, x'{checksum}', 1)"
+            ));
         }
     }
     let then = ago(Duration::from_secs(600));
@@ -81,26 +73,20 @@ async fn store_of(version: i64, config: &Config, world: &World) {
         let (row, attempts) = (then * 1000 + i64::try_from(number).unwrap(), i64::from(state != "waiting"));
         let recipient = if state == "failed" { "failed" } else { "waiting" };
         let raw = in_hex(&message(JOHN, "a@x.test", id, "Hi"));
-        run(
-            &mut store,
-            format!(
-                "INSERT INTO message (id, received_at, mail_from, recipients, smtputf8, eight_bit, header_from, message_id, \
-                 size, mailbox, rule, new_from, state, attempts, next_attempt_at, changed_at) VALUES ({row}, {then}, \
-                 'bounce@example.com', '[{{\"address\":\"a@x.test\",\"state\":\"{recipient}\"}}]', 0, 0, '{JOHN}', '<{id}>', 99, \
-                 '{JOHN}', 'address', NULL, '{state}', {attempts}, {then}, {then}); \
-                 INSERT INTO content VALUES ({row}, x'{raw}')"
-            ),
-        )
-        .await;
+        run(&format!(
+            "INSERT INTO message (id, received_at, mail_from, recipients, smtputf8, eight_bit, header_from, message_id, \
+             size, mailbox, rule, new_from, state, attempts, next_attempt_at, changed_at) VALUES ({row}, {then}, \
+             'bounce@example.com', '[{{\"address\":\"a@x.test\",\"state\":\"{recipient}\"}}]', 0, 0, '{JOHN}', '<{id}>', 99, \
+             '{JOHN}', 'address', NULL, '{state}', {attempts}, {then}, {then}); \
+             INSERT INTO content VALUES ({row}, x'{raw}')"
+        ));
         // Since the tenth, an attempt under way is the message's own row.
         if attempts > 0 && (version < 10 || state != "sending") {
             let ended = if state == "sending" { "NULL".to_owned() } else { then.to_string() };
             let outcome = if state == "sending" { "NULL" } else { "'failed'" };
-            run(
-                &mut store,
-                format!("INSERT INTO attempt VALUES ({row}, 1, {then}, {ended}, {outcome}, NULL, '550 5.1.1', 'User unknown')"),
-            )
-            .await;
+            run(&format!(
+                "INSERT INTO attempt VALUES ({row}, 1, {then}, {ended}, {outcome}, NULL, '550 5.1.1', 'User unknown')"
+            ));
         }
     }
     for mailbox in [NOTIFICATIONS, JOHN, JANE] {
@@ -115,45 +101,33 @@ async fn store_of(version: i64, config: &Config, world: &World) {
                 ("sealed", format!("x'{}'", in_hex(&sealed)))
             }
         };
-        run(
-            &mut store,
-            format!(
-                "INSERT INTO token (mailbox, tenant, client_id, {column}, consented_at) VALUES \
-                 ('{mailbox}', 'example.onmicrosoft.com', '{app}', {value}, {then})"
-            ),
-        )
-        .await;
+        run(&format!(
+            "INSERT INTO token (mailbox, tenant, client_id, {column}, consented_at) VALUES \
+             ('{mailbox}', 'example.onmicrosoft.com', '{app}', {value}, {then})"
+        ));
     }
     if version >= 2 {
         config.secret("relay.key", &STANDARD.encode(KEY));
         let id = in_hex(Key::new(SecretBox::new(Box::new(KEY))).id().as_bytes());
-        run(&mut store, format!("INSERT INTO sealing VALUES (1, x'{id}', 1)")).await;
+        run(&format!("INSERT INTO sealing VALUES (1, x'{id}', 1)"));
     }
     if version >= 4 {
         let raw = in_hex(b"Subject: a report\r\n\r\nIt failed.\r\n");
-        run(
-            &mut store,
-            format!(
-                "INSERT INTO report VALUES (1, {}, '<failed@t>', '[\"a@x.test\"]', {then}, 'waiting', 0, {then}, NULL, x'{raw}'); \
-                 INSERT INTO pace VALUES ('{JOHN}', {}, 1, 1)",
-                then * 1000 + 2,
-                then / 60_000
-            ),
-        )
-        .await;
+        run(&format!(
+            "INSERT INTO report VALUES (1, {}, '<failed@t>', '[\"a@x.test\"]', {then}, 'waiting', 0, {then}, NULL, x'{raw}'); \
+             INSERT INTO pace VALUES ('{JOHN}', {}, 1, 1)",
+            then * 1000 + 2,
+            then / 60_000
+        ));
     }
-    run(
-        &mut store,
-        format!(
-            "INSERT INTO inbox (mailbox, folder, uidvalidity, uid, looked_at) VALUES ('{NOTIFICATIONS}', 'INBOX', {}, 2, {then}); \
-             INSERT INTO received (mailbox, folder, uidvalidity, uid, message_id, state, tries, next_try_at, found_at, \
-             changed_at) VALUES ('{NOTIFICATIONS}', 'INBOX', {0}, 1, '<known@t>', 'done', 1, {then}, {then}, {then}), \
-             ('{NOTIFICATIONS}', 'INBOX', {0}, 2, NULL, 'waiting', 0, {then}, {then}, {then})",
-            world.imap.uidvalidity(NOTIFICATIONS, "INBOX")
-        ),
-    )
-    .await;
-    store.close().await.unwrap();
+    run(&format!(
+        "INSERT INTO inbox (mailbox, folder, uidvalidity, uid, looked_at) VALUES ('{NOTIFICATIONS}', 'INBOX', {}, 2, {then}); \
+         INSERT INTO received (mailbox, folder, uidvalidity, uid, message_id, state, tries, next_try_at, found_at, \
+         changed_at) VALUES ('{NOTIFICATIONS}', 'INBOX', {0}, 1, '<known@t>', 'done', 1, {then}, {then}, {then}), \
+         ('{NOTIFICATIONS}', 'INBOX', {0}, 2, NULL, 'waiting', 0, {then}, {then}, {then})",
+        world.imap.uidvalidity(NOTIFICATIONS, "INBOX")
+    ));
+    store.close().unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
 }
 
@@ -197,7 +171,7 @@ async fn all_keeps_its_meaning(version: i64, world: &World, config: &Config) {
 async fn a_store_of_every_version_is_taken_over() {
     for (version, _) in versions() {
         let (world, config) = world().await;
-        store_of(version, &config, &world).await;
+        store_of(version, &config, &world);
         all_keeps_its_meaning(version, &world, &config).await;
     }
 }
@@ -206,7 +180,7 @@ async fn a_store_of_every_version_is_taken_over() {
 async fn a_backup_of_every_version_can_be_put_back() {
     for (version, _) in versions() {
         let (world, config) = world().await;
-        store_of(version, &config, &world).await;
+        store_of(version, &config, &world);
         // It was sent since.
         world.imap.deliver(JOHN, "Sent Items", &message(JOHN, "a@x.test", "waits@t", "Hi"));
         let made = config.cli(&["store", "backup", "b.db"]).await.success();
@@ -230,7 +204,7 @@ async fn a_kill_in_the_middle_of_an_upgrade_leaves_a_store_that_the_next_start_t
         for name in ["relay.db", "relay.db-wal", "relay.db-shm", "relay.key", "relay.key.new"] {
             drop(std::fs::remove_file(config.dir().join(name)));
         }
-        store_of(1, &config, &world).await;
+        store_of(1, &config, &world);
         let mut relay = config.spawn();
         tokio::time::sleep(Duration::from_millis(round)).await;
         relay.kill9().await;
@@ -250,7 +224,7 @@ async fn a_kill_in_the_middle_of_an_upgrade_leaves_a_store_that_the_next_start_t
 #[tokio::test]
 async fn a_disk_that_is_full_stops_an_upgrade_and_costs_nothing() {
     let (world, mut config) = world().await;
-    store_of(1, &config, &world).await;
+    store_of(1, &config, &world);
     let whole = config.dir().join("relay.db");
     let disk = Disk::mount(config.dir().join("disk"), 48);
     let (store, ballast) = (disk.at.join("relay.db"), disk.at.join("ballast"));
@@ -285,7 +259,7 @@ async fn a_disk_that_is_full_stops_an_upgrade_and_costs_nothing() {
 #[tokio::test]
 async fn nothing_upgrades_a_store_under_a_daemon_of_an_earlier_version() {
     let (world, config) = world().await;
-    store_of(1, &config, &world).await;
+    store_of(1, &config, &world);
     let path = config.dir().join("relay.db");
     let before = std::fs::read(&path).unwrap();
     // What such a daemon holds.
@@ -310,19 +284,16 @@ async fn nothing_upgrades_a_store_under_a_daemon_of_an_earlier_version() {
 async fn a_newer_versions_store_is_refused_and_left_as_it_is() {
     let (world, config) = world().await;
     let newest = versions().last().unwrap().0;
-    store_of(newest, &config, &world).await;
+    store_of(newest, &config, &world);
     let path = config.dir().join("relay.db");
-    let mut store =
-        SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(&path)).await.unwrap();
-    run(
-        &mut store,
-        format!(
+    let store = store::open(&path);
+    store
+        .execute_batch(&format!(
             "CREATE TABLE later (x); INSERT INTO _sqlx_migrations VALUES ({}, 'later', '2030-01-01', true, x'00', 1)",
             newest + 1
-        ),
-    )
-    .await;
-    store.close().await.unwrap();
+        ))
+        .unwrap();
+    store.close().unwrap();
     let before = std::fs::read(&path).unwrap();
     for command in [&["run"][..], &["queue", "list"], &["store", "rotate-key"]] {
         let refused = config.cli(command).await;

@@ -52,13 +52,12 @@ impl FormatTime for Time {
 const DEFAULT: &str = "warn,outlook_relay=info";
 
 /// Crates that log credentials or whole mails at their most talkative levels: async-imap logs commands at TRACE, hyper
-/// and reqwest log headers, sqlx logs statements, rustls logs bytes. A name stands for all targets that begin with it.
-const HELD: [(&str, LevelFilter); 7] = [
+/// and reqwest log headers, rustls logs bytes. A name stands for all targets that begin with it.
+const HELD: [(&str, LevelFilter); 6] = [
     ("async_imap", LevelFilter::WARN),
     ("imap_proto", LevelFilter::WARN),
     ("hyper", LevelFilter::INFO),
     ("reqwest", LevelFilter::INFO),
-    ("sqlx", LevelFilter::WARN),
     ("lettre", LevelFilter::WARN),
     ("rustls", LevelFilter::WARN),
 ];

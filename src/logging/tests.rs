@@ -70,7 +70,7 @@ fn say_much() {
             tracing::warn!(target: $target, concat!("warn ", $target));
         )*};
     }
-    say!("async_imap::client" "hyper::proto::h1" "hyper_util::client" "rustls::conn" "sqlx::query");
+    say!("async_imap::client" "hyper::proto::h1" "hyper_util::client" "rustls::conn");
     say!("tokio" "outlook_relay::tokens");
 }
 
@@ -112,12 +112,11 @@ fn nothing_in_rust_log_outranks_the_hold_on_talkative_crates() {
         ("info", "hyper_util::client"),
         ("warn", "hyper_util::client"),
         ("warn", "rustls::conn"),
-        ("warn", "sqlx::query"),
     ]);
     let wanted = [
         "trace",
-        "async_imap=trace,hyper=trace,hyper_util=trace,rustls=trace,sqlx=trace",
-        "async_imap::client=trace,hyper::proto=trace,hyper_util::client=trace,rustls::conn=trace,sqlx::query=trace",
+        "async_imap=trace,hyper=trace,hyper_util=trace,rustls=trace",
+        "async_imap::client=trace,hyper::proto=trace,hyper_util::client=trace,rustls::conn=trace",
         "trace,async_imap::client=trace,hyper::proto::h1=trace,[{}]=trace",
     ];
     for wanted in wanted {
@@ -143,7 +142,6 @@ fn rust_log_may_ask_for_less_and_says_nothing_of_others_by_default() {
             ("warn", "hyper::proto::h1"),
             ("warn", "hyper_util::client"),
             ("warn", "rustls::conn"),
-            ("warn", "sqlx::query"),
             ("warn", "tokio"),
             ("info", "outlook_relay::tokens"),
             ("warn", "outlook_relay::tokens"),

@@ -2,14 +2,15 @@
 //! (<https://sqlite.org/lang_vacuum.html#vacuuminto>), and readers hold up no writer.
 
 use super::error::opening;
-use super::file::{bare, beside, free, is_ours, sync_folder, version};
+use super::file::{aside, bare, beside, free, is_ours, sync_folder};
+use super::migrations::version;
+use super::sql::{one, run};
 use super::{Config, Error, RESERVE, Store, millis};
 use crate::clock;
 use jiff::Timestamp;
+use rusqlite::Connection;
 use rustix::fs::RenameFlags;
 use serde::Serialize;
-use sqlx::sqlite::SqliteJournalMode;
-use sqlx::{ConnectOptions, Connection, SqliteConnection};
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -40,26 +41,31 @@ impl Store {
     /// # Errors
     /// A file that is there already, a disk without room for it, and the disk's own.
     pub async fn backup(config: &Config, to: &Path) -> Result<Backup, Error> {
-        if !config.path.exists() {
-            return Err(Error::Absent { path: config.path.clone() });
-        }
-        if std::fs::metadata(&config.path).is_ok_and(|file| file.len() == 0) {
-            return Err(Error::Emptied { path: config.path.clone() });
-        }
-        if to.symlink_metadata().is_ok() {
-            return Err(Error::Exists { path: to.to_owned() });
-        }
-        let part = std::path::absolute(beside(to, ".part")).map_err(failed(to, "name"))?;
-        let file = begin(&part)?;
-        let made = write(config, &part, &file, to).await;
-        if made.is_err() {
-            // As good as nothing; what is in the way of removing it, the error tells.
-            for leftover in [part.clone(), beside(&part, "-journal")] {
-                drop(std::fs::remove_file(leftover));
-            }
-        }
-        made
+        let (config, to) = (config.clone(), to.to_owned());
+        aside(move || make(&config, &to)).await
     }
+}
+
+fn make(config: &Config, to: &Path) -> Result<Backup, Error> {
+    if !config.path.exists() {
+        return Err(Error::Absent { path: config.path.clone() });
+    }
+    if std::fs::metadata(&config.path).is_ok_and(|file| file.len() == 0) {
+        return Err(Error::Emptied { path: config.path.clone() });
+    }
+    if to.symlink_metadata().is_ok() {
+        return Err(Error::Exists { path: to.to_owned() });
+    }
+    let part = std::path::absolute(beside(to, ".part")).map_err(failed(to, "name"))?;
+    let file = begin(&part)?;
+    let made = write(config, &part, &file, to);
+    if made.is_err() {
+        // As good as nothing; what is in the way of removing it, the error tells.
+        for leftover in [part.clone(), beside(&part, "-journal")] {
+            drop(std::fs::remove_file(leftover));
+        }
+    }
+    made
 }
 
 /// The file under its name for the time being, empty and private. One that was cut short is begun anew.
@@ -83,23 +89,22 @@ fn begin(part: &Path) -> Result<File, Error> {
     Ok(opened)
 }
 
-async fn write(config: &Config, part: &Path, file: &File, to: &Path) -> Result<Backup, Error> {
+fn write(config: &Config, part: &Path, file: &File, to: &Path) -> Result<Backup, Error> {
     let store = &config.path;
-    let mut connection = bare(store).connect().await.map_err(opening(store))?;
-    is_ours(&mut connection, store).await?;
+    let connection = bare(store).map_err(opening(store))?;
+    is_ours(&connection, store)?;
     let pages = "SELECT (page_count - freelist_count) * page_size \
                  FROM pragma_page_count, pragma_freelist_count, pragma_page_size";
-    let bytes: i64 = sqlx::query_scalar(pages).fetch_one(&mut connection).await.map_err(opening(store))?;
+    let (bytes,): (i64,) = one(&connection, pages, ()).map_err(opening(store))?;
     check_room(part, bytes.unsigned_abs())?;
     let name = part.to_str().ok_or_else(|| failed(part, "name")(ErrorKind::InvalidFilename.into()))?;
-    let copied = sqlx::query("VACUUM INTO $1").bind(name).execute(&mut connection).await;
-    copied.map_err(opening(store))?;
-    drop(connection.close().await);
+    run(&connection, "VACUUM INTO ?1", [name]).map_err(opening(store))?;
+    drop(connection);
     // Nothing in it is younger than that.
     let made_at = clock::now();
-    let mut copy = single(part).connect().await.map_err(opening(part))?;
-    let messages = stamped(&mut copy, part, made_at).await?;
-    copy.close().await.map_err(opening(part))?;
+    let copy = single(part).map_err(opening(part))?;
+    let messages = stamp(&copy, made_at).and_then(|()| messages(&copy)).map_err(opening(part))?;
+    copy.close().map_err(|(_, source)| opening(part)(source))?;
     file.sync_all().map_err(failed(part, "sync"))?;
     place(part, to)?;
     sync_folder(to).map_err(failed(to, "sync its folder"))?;
@@ -112,33 +117,32 @@ async fn write(config: &Config, part: &Path, file: &File, to: &Path) -> Result<B
     })
 }
 
-/// Stamps a copy; gives how many messages it holds.
-async fn stamped(copy: &mut SqliteConnection, path: &Path, made_at: Timestamp) -> Result<u64, Error> {
-    stamp(copy, made_at).await.map_err(opening(path))?;
-    if version(copy).await.map_err(opening(path))? == 0 {
+/// How many messages a copy holds.
+pub(super) fn messages(copy: &Connection) -> Result<u64, rusqlite::Error> {
+    if version(copy)? == 0 {
         return Ok(0);
     }
-    let messages: i64 =
-        sqlx::query_scalar("SELECT count(*) FROM message").fetch_one(copy).await.map_err(opening(path))?;
+    let (messages,): (i64,) = one(copy, "SELECT count(*) FROM message", ())?;
     Ok(messages.unsigned_abs())
 }
 
 /// Says in a copy that it is one.
-pub(super) async fn stamp(copy: &mut SqliteConnection, made_at: Timestamp) -> Result<(), sqlx::Error> {
-    sqlx::query(TABLE).execute(&mut *copy).await?;
-    sqlx::query(
-        "INSERT INTO backup (one, made_at) VALUES (1, $1) \
+pub(super) fn stamp(copy: &Connection, made_at: Timestamp) -> Result<(), rusqlite::Error> {
+    copy.execute_batch(TABLE)?;
+    run(
+        copy,
+        "INSERT INTO backup (one, made_at) VALUES (1, ?1) \
          ON CONFLICT (one) DO UPDATE SET made_at = excluded.made_at, started_at = NULL",
+        [millis(made_at)],
     )
-    .bind(millis(made_at))
-    .execute(copy)
-    .await
     .map(drop)
 }
 
-/// How a copy is opened: all of it is in one file.
-pub(super) fn single(path: &Path) -> sqlx::sqlite::SqliteConnectOptions {
-    bare(path).journal_mode(SqliteJournalMode::Delete)
+/// Opens a copy, all of which is in one file.
+pub(super) fn single(path: &Path) -> Result<Connection, rusqlite::Error> {
+    let copy = bare(path)?;
+    copy.pragma_update(None, "journal_mode", "DELETE")?;
+    Ok(copy)
 }
 
 /// Whether the disk has room for a copy of so many bytes, with what the store there may need itself.

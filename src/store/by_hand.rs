@@ -1,7 +1,8 @@
 //! What a person does to the queue: picks messages, has them tried again, cancels them.
 
-use super::queue::{encode, queued_of};
-use super::writer::{Write, run};
+use super::queue::encode;
+use super::sql::run;
+use super::writer::Write;
 use super::{
     Error, NewReport, QueueId, Queued, QueuedState, Recipient, RecipientState, Store, millis, report,
 };
@@ -50,20 +51,9 @@ impl Store {
     /// # Errors
     /// The disk's, and a row that makes no sense.
     pub async fn queued_one(&self, id: QueueId) -> Result<Option<Queued>, Error> {
-        let row = sqlx::query(
-            "SELECT id, received_at, mail_from, recipients, header_from, message_id, size, mailbox, rule, state, \
-             next_attempt_at FROM message WHERE id = $1",
-        )
-        .bind(id.0)
-        .fetch_optional(&self.readers)
-        .await
-        .map_err(|source| Error::Read { operation: "a message", source })?;
-        let Some(row) = row else {
-            return Ok(None);
-        };
-        let mut message = queued_of(&row)?;
-        message.attempts = self.attempts(id).await?;
-        Ok(Some(message))
+        let sql = "SELECT id, received_at, mail_from, recipients, header_from, message_id, size, mailbox, rule, state, \
+                   next_attempt_at FROM message WHERE id = ?1";
+        Ok(self.queued_rows("a message", sql, (id.0,)).await?.pop())
     }
 
     /// Has a message tried now, and for as long as a new one: also one that was given up or is held, whose recipients
@@ -103,10 +93,9 @@ impl Store {
     /// # Errors
     /// The disk's.
     pub async fn done_by_hand(&self) -> Result<i64, Error> {
-        sqlx::query_scalar("SELECT coalesce(max(count), 0) FROM by_hand")
-            .fetch_one(&self.readers)
-            .await
-            .map_err(|source| Error::Read { operation: "what was done by hand", source })
+        let sql = "SELECT coalesce(max(count), 0) FROM by_hand";
+        let (count,): (i64,) = self.one("what was done by hand", sql, ()).await?;
+        Ok(count)
     }
 }
 

@@ -1,14 +1,16 @@
 //! How the store is, for a person to look at: read only, also while the daemon works.
 
 use super::error::opening;
-use super::file::{MIGRATIONS, bare, beside, free, is_ours, version};
+use super::file::{aside, beside, free, is_ours, read_only};
+use super::migrations::{NEWEST, version};
 use super::sealed::opened;
+use super::sql;
 use super::{Config, Error, Store, owner, timestamp};
 use crate::address::Address;
 use crate::failure::chain;
 use crate::sealing::{KeyId, Keyring, Owner, key_id};
 use jiff::Timestamp;
-use sqlx::{ConnectOptions, Connection, SqliteConnection};
+use rusqlite::Connection;
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -101,108 +103,100 @@ impl Store {
     /// # Errors
     /// There is none.
     pub async fn check(config: &Config) -> Result<Health, Error> {
-        let path = &config.path;
-        let Ok(file) = std::fs::metadata(path) else {
-            return Err(Error::Absent { path: path.clone() });
-        };
-        let inside = match file.len() {
-            0 => Err(Error::Emptied { path: path.clone() }),
-            _ => look_inside(config).await,
-        };
-        Ok(Health {
-            bytes: file.len(),
-            log_bytes: std::fs::metadata(beside(path, "-wal")).map_or(0, |log| log.len()),
-            mode: file.permissions().mode() & 0o7777,
-            strangers: owner::strangers(config),
-            free: free(path),
-            inside,
-        })
+        let config = config.clone();
+        aside(move || look(&config)).await
     }
 }
 
-async fn look_inside(config: &Config) -> Result<Inside, Error> {
+fn look(config: &Config) -> Result<Health, Error> {
     let path = &config.path;
-    let mut connection = bare(path).read_only(true).connect().await.map_err(opening(path))?;
-    is_ours(&mut connection, path).await?;
-    let known = MIGRATIONS.iter().map(|(known, ..)| *known).max().unwrap_or_default();
-    let damage = damage(&mut connection).await.map_err(opening(path))?;
+    let Ok(file) = std::fs::metadata(path) else {
+        return Err(Error::Absent { path: path.clone() });
+    };
+    let inside = match file.len() {
+        0 => Err(Error::Emptied { path: path.clone() }),
+        _ => look_inside(config),
+    };
+    Ok(Health {
+        bytes: file.len(),
+        log_bytes: std::fs::metadata(beside(path, "-wal")).map_or(0, |log| log.len()),
+        mode: file.permissions().mode() & 0o7777,
+        strangers: owner::strangers(config),
+        free: free(path),
+        inside,
+    })
+}
+
+fn look_inside(config: &Config) -> Result<Inside, Error> {
+    let path = &config.path;
+    let connection = read_only(path).map_err(opening(path))?;
+    is_ours(&connection, path)?;
+    let damage = damage(&connection).map_err(opening(path))?;
     let mut inside = Inside {
         damage,
         version: 0,
-        known,
+        known: NEWEST,
         key: KeyHealth::Unused,
         counts: BTreeMap::new(),
         orphans: BTreeMap::new(),
         made_at: None,
     };
     if inside.damage.is_empty() {
-        rows(&mut connection, &config.keyring(), &mut inside).await.map_err(opening(path))?;
+        rows(&connection, &config.keyring(), &mut inside).map_err(opening(path))?;
     }
-    drop(connection.close().await);
     Ok(inside)
 }
 
 /// What SQLite finds wrong with the file, and with what refers to what. https://sqlite.org/pragma.html#pragma_integrity_check
-pub(super) async fn damage(connection: &mut SqliteConnection) -> Result<Vec<String>, sqlx::Error> {
-    let found: Vec<String> =
-        sqlx::query_scalar("SELECT integrity_check FROM pragma_integrity_check LIMIT $1")
-            .bind(MOST)
-            .fetch_all(&mut *connection)
-            .await?;
-    Ok(found.into_iter().filter(|line| line != "ok").collect())
+pub(super) fn damage(connection: &Connection) -> Result<Vec<String>, rusqlite::Error> {
+    let sql = "SELECT integrity_check FROM pragma_integrity_check LIMIT ?1";
+    let found: Vec<(String,)> = sql::rows(connection, sql, [MOST])?;
+    Ok(found.into_iter().map(|(line,)| line).filter(|line| line != "ok").collect())
 }
 
-async fn rows(
-    connection: &mut SqliteConnection,
-    keys: &Keyring,
-    inside: &mut Inside,
-) -> Result<(), sqlx::Error> {
-    inside.version = version(connection).await?;
+fn rows(connection: &Connection, keys: &Keyring, inside: &mut Inside) -> Result<(), rusqlite::Error> {
+    inside.version = version(connection)?;
     if inside.version == 0 || inside.version > inside.known {
         return Ok(());
     }
     for (what, table, sql) in COUNTS {
-        if has_table(connection, table).await? {
-            let states: Vec<(String, i64)> = sqlx::query_as(sql).fetch_all(&mut *connection).await?;
+        if has_table(connection, table)? {
+            let states: Vec<(String, i64)> = sql::rows(connection, sql, ())?;
             inside
                 .counts
                 .insert(what, states.into_iter().map(|(state, n)| (state, n.unsigned_abs())).collect());
         }
     }
     for (what, sql) in ORPHANS {
-        let count: i64 = sqlx::query_scalar(sql).fetch_one(&mut *connection).await?;
+        let (count,): (i64,) = sql::one(connection, sql, ())?;
         if count > 0 {
             inside.orphans.insert(what, count.unsigned_abs());
         }
     }
-    inside.key = key(connection, keys).await?;
-    if has_table(connection, "backup").await? {
-        let made_at: Option<i64> = sqlx::query_scalar("SELECT made_at FROM backup WHERE started_at IS NULL")
-            .fetch_optional(connection)
-            .await?;
-        inside.made_at = made_at.map(timestamp);
+    inside.key = key(connection, keys)?;
+    if has_table(connection, "backup")? {
+        let sql = "SELECT made_at FROM backup WHERE started_at IS NULL";
+        inside.made_at = sql::first(connection, sql, ())?.map(|(made_at,)| timestamp(made_at));
     }
     Ok(())
 }
 
 /// Whether the key at hand opens what is sealed.
-pub(super) async fn key(connection: &mut SqliteConnection, keys: &Keyring) -> Result<KeyHealth, sqlx::Error> {
-    if !has_table(connection, "sealing").await? {
+pub(super) fn key(connection: &Connection, keys: &Keyring) -> Result<KeyHealth, rusqlite::Error> {
+    if !has_table(connection, "sealing")? {
         return Ok(KeyHealth::Unused);
     }
-    let sealing: Option<Vec<u8>> =
-        sqlx::query_scalar("SELECT key_id FROM sealing").fetch_optional(&mut *connection).await?;
-    let tokens: Vec<(String, Vec<u8>)> = sqlx::query_as("SELECT mailbox, sealed FROM token ORDER BY mailbox")
-        .fetch_all(&mut *connection)
-        .await?;
-    let mut own: Vec<Vec<u8>> = Vec::new();
-    if has_table(connection, "own_key").await? && has_column(connection, "own_key", "sealed").await? {
-        own = sqlx::query_scalar("SELECT sealed FROM own_key").fetch_all(connection).await?;
+    let sealing: Option<(Vec<u8>,)> = sql::first(connection, "SELECT key_id FROM sealing", ())?;
+    let tokens: Vec<(String, Vec<u8>)> =
+        sql::rows(connection, "SELECT mailbox, CAST(sealed AS BLOB) FROM token ORDER BY mailbox", ())?;
+    let mut own: Vec<(Vec<u8>,)> = Vec::new();
+    if has_table(connection, "own_key")? && has_column(connection, "own_key", "sealed")? {
+        own = sql::rows(connection, "SELECT CAST(sealed AS BLOB) FROM own_key", ())?;
     }
     let mut found = BTreeSet::new();
     let mut fails = Vec::new();
     // The row names the key that seals from now on; where nothing is sealed yet, opening the store makes another.
-    if let Some(id) = sealing.as_deref().and_then(KeyId::from_bytes)
+    if let Some(id) = sealing.and_then(|(id,)| KeyId::from_bytes(&id))
         && (!tokens.is_empty() || !own.is_empty())
     {
         match keys.key(id) {
@@ -225,7 +219,7 @@ pub(super) async fn key(connection: &mut SqliteConnection, keys: &Keyring) -> Re
             None => open(mailbox.clone(), Owner::Invitations, &[]),
         }
     }
-    for sealed in &own {
+    for (sealed,) in &own {
         open("invitations".to_owned(), Owner::Invitations, sealed);
     }
     Ok(match fails.is_empty() {
@@ -235,20 +229,12 @@ pub(super) async fn key(connection: &mut SqliteConnection, keys: &Keyring) -> Re
     })
 }
 
-async fn has_table(connection: &mut SqliteConnection, name: &str) -> Result<bool, sqlx::Error> {
-    let count: i64 =
-        sqlx::query_scalar("SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = $1")
-            .bind(name)
-            .fetch_one(connection)
-            .await?;
-    Ok(count > 0)
+fn has_table(connection: &Connection, name: &str) -> Result<bool, rusqlite::Error> {
+    let sql = "SELECT count(*) > 0 FROM sqlite_master WHERE type = 'table' AND name = ?1";
+    sql::one(connection, sql, [name]).map(|(has,)| has)
 }
 
-async fn has_column(connection: &mut SqliteConnection, table: &str, name: &str) -> Result<bool, sqlx::Error> {
-    let count: i64 = sqlx::query_scalar("SELECT count(*) FROM pragma_table_info($1) WHERE name = $2")
-        .bind(table)
-        .bind(name)
-        .fetch_one(connection)
-        .await?;
-    Ok(count > 0)
+fn has_column(connection: &Connection, table: &str, name: &str) -> Result<bool, rusqlite::Error> {
+    let sql = "SELECT count(*) > 0 FROM pragma_table_info(?1) WHERE name = ?2";
+    sql::one(connection, sql, [table, name]).map(|(has,)| has)
 }

@@ -1,10 +1,9 @@
 //! The messages' own bytes.
-//!
-//! They are read from inside attempts to send, of which a worker has several in hand, and which stand still while it waits for
-//! the store itself. So each read is a task of its own: one that stood still with a connection in its hand would keep from the
-//! worker what it waits for.
 
-use super::{Error, QueueId, Store};
+use super::{Error, QueueId, Store, sql};
+
+/// A message of at most so many bytes is read where it is asked for: that takes about 0.1 ms.
+const SMALL: u32 = 256 << 10;
 
 impl Store {
     /// A message's bytes as they came; `None`: it is not in the queue.
@@ -12,13 +11,17 @@ impl Store {
     /// # Errors
     /// The disk's.
     pub async fn content(&self, id: QueueId) -> Result<Option<Vec<u8>>, Error> {
-        let readers = self.readers.clone();
-        apart(async move {
-            let content = sqlx::query_scalar("SELECT raw FROM content WHERE message = $1").bind(id.0);
-            content.fetch_optional(&readers).await
-        })
-        .await
-        .map_err(|source| Error::Read { operation: "a message's content", source })
+        let operation = "a message's content";
+        let sql = "SELECT CASE WHEN length(raw) <= ?2 THEN raw END FROM content WHERE message = ?1";
+        match self.first(operation, sql, (id.0, SMALL)).await? {
+            None => Ok(None),
+            Some((Some(small),)) => Ok(Some(small)),
+            Some((None,)) => {
+                let sql = "SELECT raw FROM content WHERE message = ?1";
+                let large = self.read_aside(operation, move |connection| sql::first(connection, sql, [id.0]));
+                Ok(large.await?.map(|(raw,)| raw))
+            }
+        }
     }
 
     /// The first bytes of a message as it came, at most so many; `None`: it is not in the queue.
@@ -26,18 +29,9 @@ impl Store {
     /// # Errors
     /// The disk's.
     pub async fn beginning(&self, id: QueueId, most: u32) -> Result<Option<Vec<u8>>, Error> {
-        let readers = self.readers.clone();
-        apart(async move {
-            let sql = "SELECT substr(raw, 1, $2) FROM content WHERE message = $1";
-            sqlx::query_scalar(sql).bind(id.0).bind(most).fetch_optional(&readers).await
-        })
-        .await
-        .map_err(|source| Error::Read { operation: "a message's header", source })
+        let sql = "SELECT substr(raw, 1, ?2) FROM content WHERE message = ?1";
+        let found = self
+            .read_aside("a message's header", move |connection| sql::first(connection, sql, (id.0, most)));
+        Ok(found.await?.map(|(raw,)| raw))
     }
-}
-
-async fn apart<T: Send + 'static>(
-    read: impl Future<Output = Result<T, sqlx::Error>> + Send + 'static,
-) -> Result<T, sqlx::Error> {
-    tokio::spawn(read).await.unwrap_or(Err(sqlx::Error::WorkerCrashed))
 }

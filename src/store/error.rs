@@ -3,7 +3,6 @@
 use super::RESERVE;
 use crate::address::Address;
 use crate::sealing;
-use sqlx::migrate::MigrateError;
 use std::path::{Path, PathBuf};
 
 /// What went wrong with the store, by operation.
@@ -41,7 +40,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: Cause,
+        source: rusqlite::Error,
     },
     /// The file is damaged, or never was a store.
     #[error(
@@ -52,7 +51,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: sqlx::Error,
+        source: rusqlite::Error,
     },
     /// The file holds nothing any more.
     #[error(
@@ -69,13 +68,16 @@ pub enum Error {
         /// The file.
         path: PathBuf,
     },
-    /// The tables could not be brought up to date.
-    #[error("{path}: the store's tables cannot be brought up to date")]
-    Migrate {
+    /// The tables were made by other migrations than this program's of the same numbers.
+    #[error(
+        "{path}: migration {version} of this store is not this program's: another build of outlook-relay made it. Nothing was \
+         changed. Install that one again, or put a backup in place (`outlook-relay store restore`)"
+    )]
+    Migrated {
         /// The file.
         path: PathBuf,
-        /// Why.
-        source: MigrateError,
+        /// The migration's number.
+        version: i64,
     },
     /// The file has tables that this version does not know.
     #[error(
@@ -103,7 +105,7 @@ pub enum Error {
         /// What was read.
         operation: &'static str,
         /// Why.
-        source: sqlx::Error,
+        source: rusqlite::Error,
     },
     /// A write failed; nothing of it was kept.
     #[error("the store could not be written ({operation})")]
@@ -111,7 +113,7 @@ pub enum Error {
         /// What was written.
         operation: &'static str,
         /// Why.
-        source: Cause,
+        source: rusqlite::Error,
     },
     /// What was to be changed is not there any more, or not as it was.
     #[error("somebody else changed it meanwhile")]
@@ -204,55 +206,29 @@ pub enum Error {
     },
 }
 
-/// What SQLite said.
-#[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-pub enum Cause {
-    /// To the driver that reads, and that opens the store and changes its key.
-    Reader(#[from] sqlx::Error),
-    /// To the driver that the writer uses.
-    Writer(#[from] rusqlite::Error),
-}
-
-impl Cause {
-    /// Whether it says that a file is damaged or none of its own. https://sqlite.org/rescode.html: the low byte of
-    /// SQLITE_CORRUPT (11) and SQLITE_NOTADB (26).
-    fn is_damage(&self) -> bool {
-        match self {
-            Self::Reader(error) => is_damage(error),
-            Self::Writer(error) => {
-                error.sqlite_error().is_some_and(|error| matches!(error.extended_code & 0xff, 11 | 26))
-            }
-        }
-    }
-}
-
 impl Error {
     /// Whether the file is damaged.
     pub fn is_damage(&self) -> bool {
         match self {
             Self::Damaged { .. } => true,
-            Self::Open { source, .. } | Self::Write { source, .. } => source.is_damage(),
-            Self::Read { source, .. } => is_damage(source),
+            Self::Open { source, .. } | Self::Write { source, .. } | Self::Read { source, .. } => {
+                is_damage(source)
+            }
             _ => false,
         }
     }
 }
 
 /// What was wrong when a file was opened.
-pub(super) fn opening(path: &Path) -> impl Fn(sqlx::Error) -> Error {
+pub(super) fn opening(path: &Path) -> impl Fn(rusqlite::Error) -> Error {
     move |source| {
         let path = path.to_owned();
-        if is_damage(&source) {
-            Error::Damaged { path, source }
-        } else {
-            Error::Open { path, source: source.into() }
-        }
+        if is_damage(&source) { Error::Damaged { path, source } } else { Error::Open { path, source } }
     }
 }
 
-fn is_damage(error: &sqlx::Error) -> bool {
-    let code =
-        error.as_database_error().and_then(|error| error.code()).and_then(|code| code.parse::<i64>().ok());
-    code.is_some_and(|code| matches!(code & 0xff, 11 | 26))
+/// Whether SQLite says that a file is damaged or none of its own. https://sqlite.org/rescode.html: the low byte of
+/// SQLITE_CORRUPT (11) and SQLITE_NOTADB (26).
+fn is_damage(error: &rusqlite::Error) -> bool {
+    error.sqlite_error().is_some_and(|error| matches!(error.extended_code & 0xff, 11 | 26))
 }

@@ -1,16 +1,16 @@
 //! The SQLite file: how it is made, opened, and brought up to date.
 
 use super::error::opening;
+use super::migrations::{NEWEST, migrate, version};
+use super::sql::one;
 use super::{Config, Error, real};
 use crate::sealing::Keyring;
-use rusqlite::OpenFlags;
-use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{ConnectOptions, SqlSafeStr, SqliteConnection};
+use rusqlite::{Connection, OpenFlags};
 use std::fs::{File, TryLockError};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tokio::task::JoinError;
 
 /// The command line writes as well, briefly.
 const BUSY: Duration = Duration::from_secs(10);
@@ -20,132 +20,100 @@ const JOURNAL_LIMIT: i64 = 64 << 20;
 /// one message of a hundred. More: those that it happens to wait longer.
 const CHECKPOINT: i64 = 2000;
 
-/// The schema's history; rows are only ever added to the list.
-pub(super) const MIGRATIONS: &[(i64, &str, &str)] = &[
-    (1, "start", include_str!("migrations/0001_start.sql")),
-    (2, "sealed tokens", include_str!("migrations/0002_sealed_tokens.sql")),
-    (3, "invitations", include_str!("migrations/0003_invitations.sql")),
-    (4, "delivery", include_str!("migrations/0004_delivery.sql")),
-    (5, "sealed own keys", include_str!("migrations/0005_sealed_own_keys.sql")),
-    (6, "inbox", include_str!("migrations/0006_inbox.sql")),
-    (7, "backup", super::backup::TABLE),
-    (8, "inbox counts", include_str!("migrations/0008_inbox_counts.sql")),
-    (9, "refusals", include_str!("migrations/0009_refusals.sql")),
-    (10, "narrower rows", include_str!("migrations/0010_narrower.sql")),
-    (11, "tally", include_str!("migrations/0011_tally.sql")),
-];
-
-/// What brings the tables to a version; only tests want another than the newest.
-pub(super) fn migrator(version: i64) -> Migrator {
-    let migrations = MIGRATIONS.iter().filter(|(known, ..)| *known <= version);
-    let migrations: Vec<_> = migrations
-        .map(|&(version, name, sql)| {
-            Migration::new(version, name.into(), MigrationType::Simple, sql.into_sql_str(), false)
-        })
-        .collect();
-    Migrator::with_migrations(migrations)
-}
-
 /// A connection that may write, with the tables up to date; but not brought up to date under a daemon of an earlier
 /// version, which would go on writing as if they were not.
-pub(super) async fn connect(config: &Config) -> Result<(SqliteConnection, Keyring), Error> {
-    let mut connection = open(config).await?;
+pub(super) fn connect(config: &Config) -> Result<(Connection, Keyring), Error> {
+    let connection = open(config)?;
     let path = &config.path;
-    let found = version(&mut connection).await.map_err(opening(path))?;
-    let newest = MIGRATIONS.iter().map(|(number, ..)| *number).max().unwrap_or_default();
+    let found = version(&connection).map_err(opening(path))?;
     // One without tables is new.
-    let _lock = if (1..newest).contains(&found) {
+    let _lock = if (1..NEWEST).contains(&found) {
         let lock = lock(path).map_err(|source| Error::File { path: lock_file(path), source })?;
         Some(lock.ok_or_else(|| Error::Older { path: path.clone() })?)
     } else {
         None
     };
-    migrate(config, connection).await
+    up_to_date(config, connection)
 }
 
 /// The same for the daemon, which holds the lock.
-pub(super) async fn connect_locked(config: &Config) -> Result<(SqliteConnection, Keyring), Error> {
-    migrate(config, open(config).await?).await
+pub(super) fn connect_locked(config: &Config) -> Result<(Connection, Keyring), Error> {
+    up_to_date(config, open(config)?)
 }
 
-async fn open(config: &Config) -> Result<SqliteConnection, Error> {
+fn open(config: &Config) -> Result<Connection, Error> {
     let path = &config.path;
     config.create()?;
-    let mut connection = bare(path).connect().await.map_err(opening(path))?;
+    let connection = bare(path).map_err(opening(path))?;
     // Before anything is written, the mode of the journal included.
-    is_ours(&mut connection, path).await?;
+    is_ours(&connection, path)?;
     Ok(connection)
 }
 
-async fn migrate(
-    config: &Config,
-    mut connection: SqliteConnection,
-) -> Result<(SqliteConnection, Keyring), Error> {
+fn up_to_date(config: &Config, mut connection: Connection) -> Result<(Connection, Keyring), Error> {
     let path = &config.path;
-    sqlx::query("PRAGMA journal_mode = WAL").execute(&mut connection).await.map_err(opening(path))?;
-    migrator(i64::MAX).run(&mut connection).await.map_err(|source| match source {
-        MigrateError::VersionMissing(version) => Error::Newer { path: path.clone(), version },
-        MigrateError::Execute(source) => opening(path)(source),
-        source => Error::Migrate { path: path.clone(), source },
-    })?;
+    connection.pragma_update(None, "journal_mode", "WAL").map_err(opening(path))?;
+    migrate(&mut connection, path, NEWEST)?;
     Ok((connection, config.keyring()))
 }
 
 /// Whether a database is a store, or has no tables yet.
-pub(super) async fn is_ours(connection: &mut SqliteConnection, path: &Path) -> Result<(), Error> {
-    let (tables, ours): (i64, i64) = sqlx::query_as(
+pub(super) fn is_ours(connection: &Connection, path: &Path) -> Result<(), Error> {
+    let (tables, ours): (i64, i64) = one(
+        connection,
         "SELECT count(*), coalesce(sum(name = '_sqlx_migrations'), 0) FROM sqlite_master WHERE type = 'table'",
+        (),
     )
-    .fetch_one(connection)
-    .await
     .map_err(opening(path))?;
     if tables > 0 && ours == 0 { Err(Error::Foreign { path: path.to_owned() }) } else { Ok(()) }
 }
 
-/// The newest migration that a store has seen; 0: it has no tables.
-pub(super) async fn version(connection: &mut SqliteConnection) -> Result<i64, sqlx::Error> {
-    let tables: i64 =
-        sqlx::query_scalar("SELECT count(*) FROM sqlite_master WHERE name = '_sqlx_migrations'")
-            .fetch_one(&mut *connection)
-            .await?;
-    if tables == 0 {
-        return Ok(0);
-    }
-    sqlx::query_scalar("SELECT coalesce(max(version), 0) FROM _sqlx_migrations").fetch_one(connection).await
-}
-
-/// SQLite's own recommendations for one writer and many readers: WAL, and a sync at each commit.
-pub(super) fn options(path: &Path) -> SqliteConnectOptions {
-    bare(path).journal_mode(SqliteJournalMode::Wal)
-}
-
-/// The connection of the writer, with the same options, on a store that is there and up to date.
-pub(super) fn writing(path: &Path) -> Result<rusqlite::Connection, rusqlite::Error> {
-    // Only the writer's thread has it: SQLite need not lock it.
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = rusqlite::Connection::open_with_flags(path, flags)?;
-    connection.busy_timeout(BUSY)?;
-    connection.pragma_update(None, "synchronous", "FULL")?;
-    connection.pragma_update(None, "foreign_keys", true)?;
-    connection.pragma_update(None, "secure_delete", "FAST")?;
-    connection.pragma_update(None, "journal_size_limit", JOURNAL_LIMIT)?;
+/// The connection of the writer, on a store that is there and up to date.
+pub(super) fn writing(path: &Path) -> Result<Connection, rusqlite::Error> {
+    let connection = bare(path)?;
     connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT)?;
     connection.set_prepared_statement_cache_capacity(64);
     Ok(connection)
 }
 
-/// The same for a file that may be anything: opening it writes nothing.
-pub(super) fn bare(path: &Path) -> SqliteConnectOptions {
-    SqliteConnectOptions::new()
-        .filename(path)
-        .create_if_missing(false)
-        .synchronous(SqliteSynchronous::Full)
-        .foreign_keys(true)
-        // A token that was replaced leaves nothing in its page. (ON would write each sent mail's pages once more.)
-        .pragma("secure_delete", "FAST")
-        .pragma("journal_size_limit", JOURNAL_LIMIT.to_string())
-        .busy_timeout(BUSY)
-        .disable_statement_logging()
+/// One that only reads, likewise.
+pub(super) fn reading(path: &Path) -> Result<Connection, rusqlite::Error> {
+    let connection = bare(path)?;
+    connection.pragma_update(None, "query_only", true)?;
+    Ok(connection)
+}
+
+/// A connection to a file that may be anything, with SQLite's own recommendations for one writer and many readers: opening it
+/// writes nothing.
+pub(super) fn bare(path: &Path) -> Result<Connection, rusqlite::Error> {
+    with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)
+}
+
+/// The same, that cannot write.
+pub(super) fn read_only(path: &Path) -> Result<Connection, rusqlite::Error> {
+    with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY)
+}
+
+fn with_flags(path: &Path, access: OpenFlags) -> Result<Connection, rusqlite::Error> {
+    // Only one thread at a time has it: SQLite need not lock it.
+    let connection = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.busy_timeout(BUSY)?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    // A token that was replaced leaves nothing in its page. (ON would write each sent mail's pages once more.)
+    connection.pragma_update(None, "secure_delete", "FAST")?;
+    connection.pragma_update(None, "journal_size_limit", JOURNAL_LIMIT)?;
+    Ok(connection)
+}
+
+/// Does what waits for the disk in a thread where it holds up no task.
+pub(super) async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await.map_err(JoinError::try_into_panic) {
+        Ok(done) => done,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        // The runtime ends, and with it whoever waits.
+        Err(Err(_)) => std::future::pending().await,
+    }
 }
 
 impl Config {

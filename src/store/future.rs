@@ -1,6 +1,7 @@
 //! What a clock that was set back left in the future: it must not wait for that.
 
-use super::writer::{Write, run};
+use super::sql::run;
+use super::writer::Write;
 use super::{Error, Store, millis};
 use jiff::Timestamp;
 use rusqlite::Connection;

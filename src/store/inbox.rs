@@ -6,7 +6,8 @@
 use super::prune::Prune;
 use super::queue::address;
 use super::received::Change;
-use super::writer::{Write, run, unencodable};
+use super::sql::{one, run, unencodable};
+use super::writer::Write;
 use super::{Error, Store, millis, timestamp};
 use crate::address::Address;
 use jiff::Timestamp;
@@ -163,13 +164,8 @@ impl Store {
     /// # Errors
     /// The disk's.
     pub async fn mark(&self, mailbox: &Address, folder: &str) -> Result<Option<Mark>, Error> {
-        let row: Option<(i64, i64)> =
-            sqlx::query_as("SELECT uidvalidity, uid FROM inbox WHERE mailbox = $1 AND folder = $2")
-                .bind(mailbox.as_str())
-                .bind(folder)
-                .fetch_optional(&self.readers)
-                .await
-                .map_err(|source| Error::Read { operation: "an inbox's mark", source })?;
+        let sql = "SELECT uidvalidity, uid FROM inbox WHERE mailbox = ?1 AND folder = ?2";
+        let row: Option<(i64, i64)> = self.first("an inbox's mark", sql, [mailbox.as_str(), folder]).await?;
         row.map(|(uidvalidity, uid)| Ok(Mark { uidvalidity: narrow(uidvalidity)?, uid: narrow(uid)? }))
             .transpose()
     }
@@ -205,19 +201,11 @@ impl Store {
         limit: u32,
     ) -> Result<Vec<Received>, Error> {
         type Row = (i64, Option<String>, String, i64, i64, Option<i64>, Option<String>);
-        let rows: Vec<Row> = sqlx::query_as(
-            "SELECT uid, message_id, state, tries, refusals, pushed_at, sender FROM received WHERE mailbox = $1 AND folder = $2 \
-             AND uidvalidity = $3 AND state <> 'done' AND state <> 'gone' AND next_try_at <= $4 \
-             AND state IN ('waiting', 'pushing', 'pushed', 'refused') ORDER BY uid LIMIT $5",
-        )
-        .bind(mailbox.as_str())
-        .bind(folder)
-        .bind(i64::from(uidvalidity))
-        .bind(millis(now))
-        .bind(limit)
-        .fetch_all(&self.readers)
-        .await
-        .map_err(|source| Error::Read { operation: "received messages", source })?;
+        let sql = "SELECT uid, message_id, state, tries, refusals, pushed_at, sender FROM received WHERE mailbox = ?1 AND folder = ?2 \
+                   AND uidvalidity = ?3 AND state <> 'done' AND state <> 'gone' AND next_try_at <= ?4 \
+                   AND state IN ('waiting', 'pushing', 'pushed', 'refused') ORDER BY uid LIMIT ?5";
+        let values = (mailbox.to_string(), folder.to_owned(), uidvalidity, millis(now), limit);
+        let rows: Vec<Row> = self.rows("received messages", sql, values).await?;
         rows.into_iter()
             .map(|(uid, message_id, state, tries, refusals, pushed_at, sender)| {
                 Ok(Received {
@@ -295,15 +283,7 @@ impl Store {
     /// # Errors
     /// The disk's.
     pub async fn was_pushed(&self, mailbox: &Address, message_id: &str) -> Result<bool, Error> {
-        sqlx::query_scalar::<_, i64>(
-            "SELECT count(*) FROM received WHERE message_id = $1 AND mailbox = $2 AND state IN ('pushed', 'done')",
-        )
-        .bind(message_id)
-        .bind(mailbox.as_str())
-        .fetch_one(&self.readers)
-        .await
-        .map(|count| count > 0)
-        .map_err(|source| Error::Read { operation: "the ledger", source })
+        self.read("the ledger", |connection| was_pushed(connection, mailbox.as_str(), message_id)).await
     }
 
     /// The counts of every inbox that was ever looked through.
@@ -312,18 +292,14 @@ impl Store {
     /// The disk's, and rows that make no sense.
     pub async fn inboxes(&self) -> Result<Vec<InboxLine>, Error> {
         type Row = (String, String, i64, i64, i64, i64, Option<i64>, i64);
-        let rows: Vec<Row> = sqlx::query_as(
-            "SELECT i.mailbox, i.folder, i.looked_at, \
-             count(*) FILTER (WHERE r.state IN ('waiting', 'pushing')), \
-             count(*) FILTER (WHERE r.state IN ('refused', 'moved', 'returning')), \
-             i.pruned + count(*) FILTER (WHERE r.state IN ('pushed', 'done')), \
-             min(r.found_at) FILTER (WHERE r.state IN ('waiting', 'pushing')), i.bounces \
-             FROM inbox i LEFT JOIN received r ON r.mailbox = i.mailbox AND r.folder = i.folder \
-             GROUP BY i.mailbox, i.folder, i.looked_at, i.pruned, i.bounces ORDER BY i.mailbox, i.folder",
-        )
-        .fetch_all(&self.readers)
-        .await
-        .map_err(|source| Error::Read { operation: "the inboxes", source })?;
+        let sql = "SELECT i.mailbox, i.folder, i.looked_at, \
+                   count(*) FILTER (WHERE r.state IN ('waiting', 'pushing')), \
+                   count(*) FILTER (WHERE r.state IN ('refused', 'moved', 'returning')), \
+                   i.pruned + count(*) FILTER (WHERE r.state IN ('pushed', 'done')), \
+                   min(r.found_at) FILTER (WHERE r.state IN ('waiting', 'pushing')), i.bounces \
+                   FROM inbox i LEFT JOIN received r ON r.mailbox = i.mailbox AND r.folder = i.folder \
+                   GROUP BY i.mailbox, i.folder, i.looked_at, i.pruned, i.bounces ORDER BY i.mailbox, i.folder";
+        let rows: Vec<Row> = self.rows("the inboxes", sql, ()).await?;
         rows.into_iter()
             .map(|(mailbox, folder, looked_at, waiting, refused, pushed, oldest, bounces)| {
                 Ok(InboxLine {
@@ -339,6 +315,12 @@ impl Store {
             })
             .collect()
     }
+}
+
+fn was_pushed(connection: &Connection, mailbox: &str, message_id: &str) -> Result<bool, rusqlite::Error> {
+    let sql = "SELECT count(*) FROM received WHERE message_id = ?1 AND mailbox = ?2 AND state IN ('pushed', 'done')";
+    let (count,): (i64,) = one(connection, sql, [message_id, mailbox])?;
+    Ok(count > 0)
 }
 
 pub(super) fn apply(write: &InboxWrite, connection: &Connection) -> Result<(), rusqlite::Error> {

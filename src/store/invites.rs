@@ -1,7 +1,8 @@
 //! The invitations' rows: the key that signs the links, sealed, and each mailbox's generation.
 
 use super::sealed::{self, opened, written};
-use super::writer::{Write, run, unencodable};
+use super::sql::{first, run, unencodable};
+use super::writer::Write;
 use super::{Error, Store};
 use crate::address::Address;
 use crate::sealing::{Key, KeyId, Keyring, Owner};
@@ -9,10 +10,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rusqlite::{Connection, params};
 use secrecy::{ExposeSecret, SecretSlice, SecretString};
-use sqlx::SqliteConnection;
 
 /// Which of [`super::Store`]'s keys signs invitations.
 const KEY: &str = "invitation";
+const OWN_KEY: &str = "SELECT CAST(sealed AS BLOB) FROM own_key WHERE name = ?1";
 
 /// What is written of invitations.
 #[derive(Debug)]
@@ -36,12 +37,8 @@ impl Store {
     /// # Errors
     /// The disk's, and a key that does not open.
     pub async fn invite_key(&self) -> Result<Option<SecretSlice<u8>>, Error> {
-        let sealed: Option<Vec<u8>> = sqlx::query_scalar("SELECT sealed FROM own_key WHERE name = $1")
-            .bind(KEY)
-            .fetch_optional(&self.readers)
-            .await
-            .map_err(|source| Error::Read { operation: "the invitations' key", source })?;
-        let Some(sealed) = sealed else {
+        let row: Option<(Vec<u8>,)> = self.first("the invitations' key", OWN_KEY, [KEY]).await?;
+        let Some((sealed,)) = row else {
             return Ok(None);
         };
         let text = opened(&self.keys, Owner::Invitations, &sealed)?;
@@ -62,13 +59,9 @@ impl Store {
     /// # Errors
     /// The disk's.
     pub async fn invite_generation(&self, mailbox: &Address) -> Result<i64, Error> {
-        let generation: Option<i64> =
-            sqlx::query_scalar("SELECT generation FROM invitation WHERE mailbox = $1")
-                .bind(mailbox.as_str())
-                .fetch_optional(&self.readers)
-                .await
-                .map_err(|source| Error::Read { operation: "invitations", source })?;
-        Ok(generation.unwrap_or_default())
+        let sql = "SELECT generation FROM invitation WHERE mailbox = ?1";
+        let row: Option<(i64,)> = self.first("invitations", sql, [mailbox.as_str()]).await?;
+        Ok(row.map_or(0, |(generation,)| generation))
     }
 
     /// Ends every invitation that was given out for the mailbox.
@@ -81,38 +74,26 @@ impl Store {
 }
 
 /// Seals the key anew. One that does not open is of no use: the next invitation makes another.
-pub(super) async fn reseal(
-    connection: &mut SqliteConnection,
-    keys: &Keyring,
-    new: &Key,
-) -> Result<(), Error> {
-    let operation = "reseal the invitations' key";
-    let sealed: Option<Vec<u8>> = sqlx::query_scalar("SELECT sealed FROM own_key WHERE name = $1")
-        .bind(KEY)
-        .fetch_optional(&mut *connection)
-        .await
-        .map_err(written(operation))?;
-    let Some(sealed) = sealed else {
+pub(super) fn reseal(connection: &Connection, keys: &Keyring, new: &Key) -> Result<(), Error> {
+    let written = written("reseal the invitations' key");
+    let Some((sealed,)) = first::<(Vec<u8>,)>(connection, OWN_KEY, [KEY]).map_err(written)? else {
         return Ok(());
     };
-    let query = match opened(keys, Owner::Invitations, &sealed) {
+    match opened(keys, Owner::Invitations, &sealed) {
         Ok(text) => {
             let anew = new.seal(rand::random(), Owner::Invitations, &text)?;
-            sqlx::query("UPDATE own_key SET sealed = $2 WHERE name = $1").bind(KEY).bind(anew)
+            run(connection, "UPDATE own_key SET sealed = ?2 WHERE name = ?1", params![KEY, anew])
         }
-        Err(_) => sqlx::query("DELETE FROM own_key WHERE name = $1").bind(KEY),
-    };
-    query.execute(connection).await.map(drop).map_err(written(operation))
+        Err(_) => run(connection, "DELETE FROM own_key WHERE name = ?1", [KEY]),
+    }
+    .map(drop)
+    .map_err(written)
 }
 
 /// Drops what was sealed under another key than this one.
-pub(super) async fn forget_others(connection: &mut SqliteConnection, id: KeyId) -> Result<(), sqlx::Error> {
+pub(super) fn forget_others(connection: &Connection, id: KeyId) -> Result<(), rusqlite::Error> {
     // See src/sealing.rs: the key's id stands behind one byte of version.
-    sqlx::query("DELETE FROM own_key WHERE substr(sealed, 2, 8) <> $1")
-        .bind(id.as_bytes())
-        .execute(connection)
-        .await
-        .map(drop)
+    run(connection, "DELETE FROM own_key WHERE substr(sealed, 2, 8) <> ?1", [id.as_bytes()]).map(drop)
 }
 
 pub(super) fn apply(
@@ -139,9 +120,9 @@ pub(super) fn apply(
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Config, connect, create, migrator, options};
+    use super::super::migrations::migrate;
+    use super::super::{Config, bare, connect, create};
     use super::*;
-    use sqlx::{ConnectOptions, Connection};
 
     const SECRET: &[u8; 32] = b"the key that signs invitations..";
 
@@ -190,14 +171,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let config = Config::at(folder.path().join("relay.db"));
         create(&config.path).unwrap();
-        let mut old = options(&config.path).connect().await.unwrap();
-        migrator(3).run(&mut old).await.unwrap();
-        sqlx::query("INSERT INTO own_key VALUES ('invitation', $1)")
-            .bind(SECRET.as_slice())
-            .execute(&mut old)
-            .await
-            .unwrap();
-        old.close().await.unwrap();
+        let mut old = bare(&config.path).unwrap();
+        migrate(&mut old, &config.path, 3).unwrap();
+        old.execute("INSERT INTO own_key VALUES ('invitation', ?1)", [SECRET.as_slice()]).unwrap();
+        drop(old);
         assert_eq!(read(&config).await.unwrap(), None);
         keep(&config).await;
         assert!(read(&config).await.unwrap().is_some());
@@ -213,9 +190,9 @@ mod tests {
         assert_eq!(read(&config).await.unwrap(), None);
         keep(&config).await;
 
-        let (mut connection, _) = connect(&config).await.unwrap();
-        sqlx::query("UPDATE own_key SET sealed = sealed || x'00'").execute(&mut connection).await.unwrap();
-        connection.close().await.unwrap();
+        let (connection, _) = connect(&config).unwrap();
+        connection.execute("UPDATE own_key SET sealed = sealed || x'00'", ()).unwrap();
+        drop(connection);
         let error = read(&config).await.unwrap_err().to_string();
         assert!(error.contains("invitations") && error.contains("rotate-key"), "{error}");
         Store::rotate_key(&config).await.unwrap();

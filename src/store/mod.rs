@@ -13,18 +13,21 @@ mod future;
 mod inbox;
 mod invites;
 mod message;
+mod migrations;
 mod overview;
 mod owner;
 mod pace;
 mod prune;
 mod quarantine;
 mod queue;
+mod readers;
 mod received;
 mod report;
 mod restore;
 mod restored;
 mod rotation;
 mod sealed;
+mod sql;
 mod tokens;
 mod unknown;
 mod waiting;
@@ -33,7 +36,7 @@ mod writer;
 pub use backup::Backup;
 pub use by_hand::Selection;
 pub use check::{Health, Inside, KeyHealth};
-pub use error::{Cause, Error};
+pub use error::Error;
 pub(crate) use file::{lock, lock_file};
 pub use inbox::{InboxLine, Mark, Note, PushState, Received, Update};
 pub use message::{
@@ -55,10 +58,10 @@ pub use writer::{Writer, Written};
 use crate::address::Address;
 use crate::sealing::{Keyring, check_key_file};
 use crate::section::Section;
-use file::{connect, connect_locked, options};
+use file::{aside, connect, connect_locked};
 use jiff::Timestamp;
-use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
-use sqlx::{Connection, SqliteConnection};
+use readers::Readers;
+use rusqlite::Connection;
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -181,7 +184,7 @@ impl serde::Serialize for QueueId {
 #[derive(Clone, Debug)]
 pub struct Store {
     path: Arc<Path>,
-    readers: SqlitePool,
+    readers: Readers,
     keys: Arc<Keyring>,
     writes: mpsc::Sender<writer::Job>,
     closing: CancellationToken,
@@ -202,8 +205,8 @@ impl Store {
     /// A folder or file that cannot be made, that is no database, or that a newer version wrote; a key that is missing
     /// or another one than that of the stored tokens.
     pub async fn open(config: &Config) -> Result<(Self, Writer), Error> {
-        let (connection, keys) = connect(config).await?;
-        Self::open_on(config, connection, keys).await
+        let config = config.clone();
+        aside(move || Self::open_on(&config, connect(&config)?)).await
     }
 
     /// The same for the daemon, which holds [`lock`]: only it may bring a store up to date that a daemon works on.
@@ -211,8 +214,8 @@ impl Store {
     /// # Errors
     /// As [`Store::open`].
     pub async fn open_locked(config: &Config) -> Result<(Self, Writer), Error> {
-        let (connection, keys) = connect_locked(config).await?;
-        Self::open_on(config, connection, keys).await
+        let config = config.clone();
+        aside(move || Self::open_on(&config, connect_locked(&config)?)).await
     }
 
     /// Brings a store up to date, where there is one, for a command that holds [`lock`].
@@ -220,22 +223,16 @@ impl Store {
     /// # Errors
     /// As [`Store::open`], but for the key.
     pub async fn bring_up_to_date(config: &Config) -> Result<(), Error> {
-        if config.path.exists() {
-            let (connection, _) = connect_locked(config).await?;
-            let path = config.path.clone();
-            let closed = connection.close().await;
-            closed.map_err(|source| Error::Open { path, source: source.into() })?;
-        }
-        Ok(())
+        let config = config.clone();
+        aside(move || if config.path.exists() { connect_locked(&config).map(drop) } else { Ok(()) }).await
     }
 
-    async fn open_on(
+    fn open_on(
         config: &Config,
-        mut connection: SqliteConnection,
-        keys: Keyring,
+        (mut connection, keys): (Connection, Keyring),
     ) -> Result<(Self, Writer), Error> {
-        sealed::establish(config, &mut connection, &keys).await?;
-        Self::on(config, connection, keys).await
+        sealed::establish(config, &mut connection, &keys)?;
+        Self::on(config, &connection, keys)
     }
 
     /// Opens a store that must be there already. The queue can be looked at without the tokens' key: who needs a token
@@ -244,35 +241,28 @@ impl Store {
     /// # Errors
     /// As [`Store::open`], and where there is none.
     pub async fn open_existing(config: &Config) -> Result<(Self, Writer), Error> {
-        if !config.path.exists() {
-            return Err(Error::Absent { path: config.path.clone() });
-        }
-        let (mut connection, keys) = connect(config).await?;
-        match sealed::establish(config, &mut connection, &keys).await {
-            Ok(()) | Err(Error::Key(_)) => Self::on(config, connection, keys).await,
-            Err(error) => Err(error),
-        }
+        let config = config.clone();
+        aside(move || {
+            if !config.path.exists() {
+                return Err(Error::Absent { path: config.path });
+            }
+            let (mut connection, keys) = connect(&config)?;
+            match sealed::establish(&config, &mut connection, &keys) {
+                Ok(()) | Err(Error::Key(_)) => Self::on(&config, &connection, keys),
+                Err(error) => Err(error),
+            }
+        })
+        .await
     }
 
-    async fn on(
-        config: &Config,
-        mut connection: SqliteConnection,
-        keys: Keyring,
-    ) -> Result<(Self, Writer), Error> {
-        let opened = |source: sqlx::Error| Error::Open { path: config.path.clone(), source: source.into() };
-        let last: Option<i64> = sqlx::query_scalar("SELECT max(id) FROM message")
-            .fetch_one(&mut connection)
-            .await
-            .map_err(opened)?;
-        let readers = SqlitePoolOptions::new()
-            .max_connections(4)
-            .connect_with(options(&config.path).pragma("query_only", "1"))
-            .await
-            .map_err(opened)?;
-        let writing = file::writing(&config.path)
-            .map_err(|source| Error::Open { path: config.path.clone(), source: source.into() })?;
-        // Not before another one is open: the last to close would end the log.
-        connection.close().await.map_err(opened)?;
+    /// The connection at hand stays open until others are: the last to close would end the log.
+    fn on(config: &Config, connection: &Connection, keys: Keyring) -> Result<(Self, Writer), Error> {
+        let path = Arc::<Path>::from(config.path.as_path());
+        let opened = |source| Error::Open { path: config.path.clone(), source };
+        let (last,): (Option<i64>,) =
+            sql::one(connection, "SELECT max(id) FROM message", ()).map_err(opened)?;
+        let readers = Readers::open(path.clone()).map_err(opened)?;
+        let writing = file::writing(&path).map_err(opened)?;
         let (writes, jobs) = mpsc::channel(1024);
         let closing = CancellationToken::new();
         let unwritable = writer::Unwritable::default();
@@ -281,7 +271,7 @@ impl Store {
         let writer =
             Writer::new(writing, keys.clone(), jobs, closing.clone(), unwritable.clone(), counted.clone());
         let store = Self {
-            path: Arc::from(config.path.as_path()),
+            path,
             readers,
             keys,
             writes,
@@ -320,10 +310,7 @@ impl Store {
         if free < needed {
             // What was sent left room in the file itself.
             let pages = "SELECT freelist_count * page_size FROM pragma_freelist_count, pragma_page_size";
-            let inside: i64 = sqlx::query_scalar(pages)
-                .fetch_one(&self.readers)
-                .await
-                .map_err(|source| Error::Read { operation: "the room that is left", source })?;
+            let (inside,): (i64,) = self.one("the room that is left", pages, ()).await?;
             free = free.saturating_add(inside.unsigned_abs());
         }
         if free >= needed { Ok(room) } else { Err(Error::Full { path: self.path.to_path_buf(), free }) }
@@ -364,8 +351,9 @@ impl Store {
     /// # Errors
     /// The disk's.
     pub async fn changes(&self) -> Result<Changes, Error> {
-        let connection = self.readers.acquire().await;
-        let connection = connection.map_err(|source| Error::Read { operation: "changes", source })?.detach();
+        let path = self.path.clone();
+        let connection = aside(move || file::reading(&path)).await;
+        let connection = connection.map_err(|source| Error::Read { operation: "changes", source })?;
         Ok(Changes { connection, version: 0 })
     }
 
@@ -381,9 +369,7 @@ impl Store {
     /// # Errors
     /// The disk's.
     pub async fn probe(&self) -> Result<(), Error> {
-        let operation = "try the store";
-        let read = sqlx::query("SELECT count(*) FROM sqlite_schema").execute(&self.readers).await;
-        read.map_err(|source| Error::Read { operation, source })?;
+        let _: (i64,) = self.one("try the store", "SELECT count(*) FROM sqlite_schema", ()).await?;
         self.write(writer::Write::Probe).await
     }
 
@@ -410,7 +396,7 @@ impl Drop for Room {
 /// Sees that somebody wrote to the store.
 #[derive(Debug)]
 pub struct Changes {
-    connection: SqliteConnection,
+    connection: Connection,
     version: i64,
 }
 
@@ -419,10 +405,11 @@ impl Changes {
     ///
     /// # Errors
     /// The disk's.
-    pub async fn seen(&mut self) -> Result<bool, Error> {
-        // https://sqlite.org/pragma.html#pragma_data_version: changes when another connection commits.
-        let version = sqlx::query_scalar("PRAGMA data_version").fetch_one(&mut self.connection).await;
-        let version = version.map_err(|source| Error::Read { operation: "changes", source })?;
+    pub fn seen(&mut self) -> Result<bool, Error> {
+        // https://sqlite.org/pragma.html#pragma_data_version: changes when another connection commits. This much lies in
+        // memory: it needs no thread of its own.
+        let (version,) = sql::one(&self.connection, "PRAGMA data_version", ())
+            .map_err(|source| Error::Read { operation: "changes", source })?;
         Ok(std::mem::replace(&mut self.version, version) != version)
     }
 }
@@ -436,9 +423,7 @@ fn timestamp(millis: i64) -> Timestamp {
 }
 
 #[cfg(test)]
-use file::{create, migrator};
-#[cfg(test)]
-use sqlx::ConnectOptions;
+use file::{bare, create};
 #[cfg(test)]
 mod queue_tests;
 #[cfg(test)]

@@ -50,11 +50,8 @@ impl Store {
     /// # Errors
     /// The disk's.
     pub async fn consent_ages(&self) -> Result<Vec<(Address, ConsentAge)>, Error> {
-        let rows: Vec<(String, i64, Option<i64>)> =
-            sqlx::query_as("SELECT mailbox, consented_at, refreshed_at FROM token")
-                .fetch_all(&self.readers)
-                .await
-                .map_err(|source| Error::Read { operation: "the consents' ages", source })?;
+        let sql = "SELECT mailbox, consented_at, refreshed_at FROM token";
+        let rows: Vec<(String, i64, Option<i64>)> = self.rows("the consents' ages", sql, ()).await?;
         Ok(rows
             .into_iter()
             .filter_map(|(mailbox, consented_at, refreshed_at)| {
@@ -73,16 +70,11 @@ impl Store {
     /// The disk's, and rows that make no sense.
     pub async fn last_failed(&self, limit: u32) -> Result<Vec<FailedMessage>, Error> {
         type Row = (i64, String, String, i64, i64, Option<String>, Option<String>);
-        let rows: Vec<Row> = sqlx::query_as(
-            "SELECT m.id, m.mailbox, m.state, m.changed_at, m.next_attempt_at, a.code, a.reply \
-             FROM message m INDEXED BY message_tried \
-             JOIN attempt a ON a.message = m.id AND a.number = m.attempts \
-             WHERE m.attempts > 0 AND m.state <> 'sending' ORDER BY m.changed_at DESC, m.id DESC LIMIT $1",
-        )
-        .bind(limit)
-        .fetch_all(&self.readers)
-        .await
-        .map_err(|source| Error::Read { operation: "the last failures", source })?;
+        let sql = "SELECT m.id, m.mailbox, m.state, m.changed_at, m.next_attempt_at, a.code, a.reply \
+                   FROM message m INDEXED BY message_tried \
+                   JOIN attempt a ON a.message = m.id AND a.number = m.attempts \
+                   WHERE m.attempts > 0 AND m.state <> 'sending' ORDER BY m.changed_at DESC, m.id DESC LIMIT ?1";
+        let rows: Vec<Row> = self.rows("the last failures", sql, (limit,)).await?;
         rows.into_iter()
             .map(|(id, mailbox, state, at, next, code, reply)| {
                 Ok(FailedMessage {
@@ -102,14 +94,10 @@ impl Store {
     /// # Errors
     /// The disk's, and rows that make no sense.
     pub async fn last_refused(&self, limit: u32) -> Result<Vec<RefusedMessage>, Error> {
-        let rows: Vec<(String, Option<String>, i64, Option<String>)> = sqlx::query_as(
-            "SELECT mailbox, message_id, changed_at, answer FROM received WHERE state = 'refused' \
-             ORDER BY changed_at DESC LIMIT $1",
-        )
-        .bind(limit)
-        .fetch_all(&self.readers)
-        .await
-        .map_err(|source| Error::Read { operation: "the last refusals", source })?;
+        let sql = "SELECT mailbox, message_id, changed_at, answer FROM received WHERE state = 'refused' \
+                   ORDER BY changed_at DESC LIMIT ?1";
+        let rows: Vec<(String, Option<String>, i64, Option<String>)> =
+            self.rows("the last refusals", sql, (limit,)).await?;
         rows.into_iter()
             .map(|(mailbox, message_id, at, answer)| {
                 Ok(RefusedMessage { mailbox: address(&mailbox)?, message_id, at: timestamp(at), answer })

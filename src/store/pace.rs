@@ -1,6 +1,6 @@
 //! What each mailbox was made to send, by the minute: its pace survives a restart.
 
-use super::writer::run;
+use super::sql::run;
 use super::{Error, QueueId, Store, millis, timestamp};
 use crate::address::Address;
 use jiff::Timestamp;
@@ -27,14 +27,9 @@ impl Store {
     /// # Errors
     /// The disk's.
     pub async fn pace(&self, mailbox: &Address, since: Timestamp) -> Result<Vec<Pace>, Error> {
-        let rows: Vec<(i64, i64, i64)> = sqlx::query_as(
-            "SELECT minute, messages, recipients FROM pace WHERE mailbox = $1 AND minute >= $2 ORDER BY minute",
-        )
-        .bind(mailbox.as_str())
-        .bind(millis(since).div_euclid(MINUTE))
-        .fetch_all(&self.readers)
-        .await
-        .map_err(|source| Error::Read { operation: "a mailbox's pace", source })?;
+        let sql = "SELECT minute, messages, recipients FROM pace WHERE mailbox = ?1 AND minute >= ?2 ORDER BY minute";
+        let values = (mailbox.to_string(), millis(since).div_euclid(MINUTE));
+        let rows: Vec<(i64, i64, i64)> = self.rows("a mailbox's pace", sql, values).await?;
         let count = |n: i64| u64::try_from(n).unwrap_or_default();
         Ok(rows
             .into_iter()

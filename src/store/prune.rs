@@ -14,7 +14,8 @@
 //!   hours only.
 
 use super::inbox::{InboxWrite, narrow};
-use super::writer::{Write, rows, run, unencodable};
+use super::sql::{rows, run, unencodable};
+use super::writer::Write;
 use super::{Error, Store, millis};
 use crate::address::Address;
 use jiff::Timestamp;
@@ -52,20 +53,11 @@ impl Store {
         before: Timestamp,
         limit: u32,
     ) -> Result<Vec<u32>, Error> {
-        let uids: Vec<i64> = sqlx::query_scalar(
-            "SELECT uid FROM received WHERE mailbox = $1 AND folder = $2 AND uidvalidity = $3 AND uid > $4 \
-             AND state = 'done' AND changed_at < $5 ORDER BY uid LIMIT $6",
-        )
-        .bind(mailbox.as_str())
-        .bind(folder)
-        .bind(i64::from(uidvalidity))
-        .bind(i64::from(above))
-        .bind(millis(before))
-        .bind(limit)
-        .fetch_all(&self.readers)
-        .await
-        .map_err(|source| Error::Read { operation: "old received messages", source })?;
-        uids.into_iter().map(narrow).collect()
+        let sql = "SELECT uid FROM received WHERE mailbox = ?1 AND folder = ?2 AND uidvalidity = ?3 AND uid > ?4 \
+                   AND state = 'done' AND changed_at < ?5 ORDER BY uid LIMIT ?6";
+        let values = (mailbox.to_string(), folder.to_owned(), uidvalidity, above, millis(before), limit);
+        let uids: Vec<(i64,)> = self.rows("old received messages", sql, values).await?;
+        uids.into_iter().map(|(uid,)| narrow(uid)).collect()
     }
 
     /// Removes the rows of a mailbox's messages that were done with `before` then: these that are `gone` from the folder,

@@ -81,15 +81,11 @@ impl Store {
     /// The disk's, and rows that make no sense.
     pub async fn quarantined(&self, mailbox: Option<&Address>) -> Result<Vec<Quarantined>, Error> {
         type Row = (String, String, i64, i64, Option<String>, String, i64, i64, i64, i64, Option<String>);
-        let rows: Vec<Row> = sqlx::query_as(
-            "SELECT mailbox, folder, uidvalidity, uid, message_id, state, tries, found_at, changed_at, next_try_at, \
-             answer FROM received WHERE state IN ('refused', 'moved', 'returning') AND state <> 'done' \
-             AND state <> 'gone' AND ($1 IS NULL OR mailbox = $1) ORDER BY found_at, mailbox, uid",
-        )
-        .bind(mailbox.map(Address::as_str))
-        .fetch_all(&self.readers)
-        .await
-        .map_err(|source| Error::Read { operation: "what is quarantined", source })?;
+        let sql = "SELECT mailbox, folder, uidvalidity, uid, message_id, state, tries, found_at, changed_at, next_try_at, \
+                   answer FROM received WHERE state IN ('refused', 'moved', 'returning') AND state <> 'done' \
+                   AND state <> 'gone' AND (?1 IS NULL OR mailbox = ?1) ORDER BY found_at, mailbox, uid";
+        let rows: Vec<Row> =
+            self.rows("what is quarantined", sql, (mailbox.map(ToString::to_string),)).await?;
         rows.into_iter()
             .map(
                 |(

@@ -1,17 +1,17 @@
 //! The queue's rows: accepted messages, their recipients, their attempts.
 
 use super::message::{Attempt, Due, NewMessage, Next, Queued, QueuedState, Recipient, Settlement, Totals};
+use super::sql::{run, unencodable};
 use super::unknown::Seen;
 use super::waiting::Stray;
-use super::writer::{Write, run, unencodable};
+use super::writer::Write;
 use super::{Error, QueueId, Store, millis, pace, report, timestamp, unknown};
 use crate::address::Address;
 use crate::failure::{Class, chain};
 use crate::routing::Rule;
 use jiff::Timestamp;
-use rusqlite::{Connection, params};
-use sqlx::Row;
-use sqlx::sqlite::SqliteRow;
+use rusqlite::types::FromSql;
+use rusqlite::{Connection, Params, Row, params};
 
 /// A query for messages as [`Due`] has them.
 macro_rules! due {
@@ -103,17 +103,11 @@ impl Store {
     /// # Errors
     /// The disk's.
     pub async fn due(&self, mailbox: &Address, now: Timestamp, limit: u32) -> Result<Vec<Due>, Error> {
-        let rows = sqlx::query(due!(
-            "WHERE state = 'waiting' AND mailbox = $1 AND next_attempt_at <= $2 AND unknown_since IS NULL \
-             ORDER BY next_attempt_at, id LIMIT $3"
-        ))
-        .bind(mailbox.as_str())
-        .bind(millis(now))
-        .bind(limit)
-        .fetch_all(&self.readers)
-        .await
-        .map_err(|source| Error::Read { operation: "due messages", source })?;
-        self.readable(&rows).await
+        let sql = due!(
+            "WHERE state = 'waiting' AND mailbox = ?1 AND next_attempt_at <= ?2 AND unknown_since IS NULL \
+             ORDER BY next_attempt_at, id LIMIT ?3"
+        );
+        self.due_rows("due messages", sql, mailbox, now, limit).await
     }
 
     /// The waiting messages of a mailbox that are tried since then or longer, oldest first, due or not; but for those
@@ -127,27 +121,35 @@ impl Store {
         then: Timestamp,
         limit: u32,
     ) -> Result<Vec<Due>, Error> {
-        let rows = sqlx::query(due!(
-            "WHERE state = 'waiting' AND mailbox = $1 AND coalesce(tried_since, received_at) <= $2 AND unknown_since IS NULL \
-             ORDER BY id LIMIT $3"
-        ))
-        .bind(mailbox.as_str())
-        .bind(millis(then))
-        .bind(limit)
-        .fetch_all(&self.readers)
-        .await
-        .map_err(|source| Error::Read { operation: "old messages", source })?;
-        self.readable(&rows).await
+        let sql = due!(
+            "WHERE state = 'waiting' AND mailbox = ?1 AND coalesce(tried_since, received_at) <= ?2 AND unknown_since IS NULL \
+             ORDER BY id LIMIT ?3"
+        );
+        self.due_rows("old messages", sql, mailbox, then, limit).await
     }
 
-    /// Reads rows of waiting messages. One that makes no sense is kept as failed, so that it holds up no other's mail.
-    pub(super) async fn readable(&self, rows: &[SqliteRow]) -> Result<Vec<Due>, Error> {
+    /// Waiting messages of a mailbox, up to a time. A row that makes no sense is kept as failed, so that it holds up no
+    /// other's mail.
+    pub(super) async fn due_rows(
+        &self,
+        operation: &'static str,
+        sql: &'static str,
+        mailbox: &Address,
+        until: Timestamp,
+        limit: u32,
+    ) -> Result<Vec<Due>, Error> {
+        let read = |connection: &Connection| {
+            let mut query = connection.prepare_cached(sql)?;
+            let values = (mailbox.as_str(), millis(until), limit);
+            let rows = query.query_map(values, |row| Ok((QueueId(row.get("id")?), due_of(row))))?;
+            rows.collect::<Result<Vec<_>, _>>()
+        };
+        let rows = self.read(operation, read).await?;
         let mut readable = Vec::with_capacity(rows.len());
-        for row in rows {
-            match due_of(row) {
+        for (id, row) in rows {
+            match row {
                 Ok(due) => readable.push(due),
                 Err(error) => {
-                    let id = QueueId(column(row, "id")?);
                     self.set_aside(id).await?;
                     let advice = "its row in the store is damaged; its content is kept there";
                     tracing::error!(%id, error = %chain(&error), advice, "failed");
@@ -166,17 +168,13 @@ impl Store {
         // Each has an index of its own.
         let sql = if unknown {
             "SELECT min(next_attempt_at) FROM message INDEXED BY message_unknown \
-             WHERE state = 'waiting' AND mailbox = $1 AND unknown_since IS NOT NULL"
+             WHERE state = 'waiting' AND mailbox = ?1 AND unknown_since IS NOT NULL"
         } else {
             "SELECT min(next_attempt_at) FROM message INDEXED BY message_due \
-             WHERE state = 'waiting' AND mailbox = $1 AND unknown_since IS NULL"
+             WHERE state = 'waiting' AND mailbox = ?1 AND unknown_since IS NULL"
         };
-        sqlx::query_scalar::<_, Option<i64>>(sql)
-            .bind(mailbox.as_str())
-            .fetch_one(&self.readers)
-            .await
-            .map(|at| at.map(timestamp))
-            .map_err(|source| Error::Read { operation: "next due message", source })
+        let (at,): (Option<i64>,) = self.one("next due message", sql, [mailbox.as_str()]).await?;
+        Ok(at.map(timestamp))
     }
 
     /// The queue, oldest first: at most `limit` messages after `after`, with their attempts.
@@ -184,23 +182,26 @@ impl Store {
     /// # Errors
     /// The disk's, and rows that make no sense.
     pub async fn queued(&self, after: Option<QueueId>, limit: u32) -> Result<Vec<Queued>, Error> {
-        let read = |source| Error::Read { operation: "the queue", source };
-        let rows = sqlx::query(
-            "SELECT id, received_at, mail_from, recipients, header_from, message_id, size, mailbox, rule, state, \
-             next_attempt_at FROM message WHERE id > $1 ORDER BY id LIMIT $2",
-        )
-        .bind(after.map_or(-1, |id| id.0))
-        .bind(limit)
-        .fetch_all(&self.readers)
-        .await
-        .map_err(read)?;
-        let mut queued = Vec::with_capacity(rows.len());
-        for row in &rows {
-            let mut message = queued_of(row)?;
-            message.attempts = self.attempts(message.id).await?;
-            queued.push(message);
-        }
-        Ok(queued)
+        let sql = "SELECT id, received_at, mail_from, recipients, header_from, message_id, size, mailbox, rule, state, \
+                   next_attempt_at FROM message WHERE id > ?1 ORDER BY id LIMIT ?2";
+        self.queued_rows("the queue", sql, (after.map_or(-1, |id| id.0), limit)).await
+    }
+
+    /// Messages of the queue with their attempts.
+    pub(super) async fn queued_rows(
+        &self,
+        operation: &'static str,
+        sql: &'static str,
+        values: impl Params + Send + 'static,
+    ) -> Result<Vec<Queued>, Error> {
+        let read = move |connection: &Connection| {
+            let mut query = connection.prepare_cached(sql)?;
+            let rows =
+                query.query_map(values, |row| Ok((queued_of(row), attempts(connection, row.get("id")?)?)))?;
+            rows.collect::<Result<Vec<_>, _>>()
+        };
+        let rows = self.read_aside(operation, read).await?;
+        rows.into_iter().map(|(message, attempts)| Ok(Queued { attempts, ..message? })).collect()
     }
 
     /// A message's attempts, oldest first.
@@ -208,16 +209,7 @@ impl Store {
     /// # Errors
     /// The disk's.
     pub async fn attempts(&self, id: QueueId) -> Result<Vec<Attempt>, Error> {
-        let rows = sqlx::query(
-            "SELECT number, started_at, ended_at, outcome, class, code, reply FROM attempt WHERE message = $1 \
-             UNION ALL SELECT attempts, changed_at, NULL, NULL, NULL, NULL, NULL FROM message \
-             WHERE id = $1 AND state = 'sending' ORDER BY 1",
-        )
-        .bind(id.0)
-        .fetch_all(&self.readers)
-        .await;
-        rows.and_then(|rows| rows.iter().map(attempt_of).collect())
-            .map_err(|source| Error::Read { operation: "a message's attempts", source })
+        self.read("a message's attempts", |connection| attempts(connection, id.0)).await
     }
 
     /// How much waits and how much failed, for each mailbox that has any.
@@ -225,15 +217,12 @@ impl Store {
     /// # Errors
     /// The disk's, and rows that make no sense.
     pub async fn totals(&self) -> Result<Vec<(Address, Totals)>, Error> {
-        let rows: Vec<(String, i64, i64, i64, i64, Option<i64>)> = sqlx::query_as(
-            "SELECT mailbox, waiting, failed, held, recipients, \
-             (SELECT received_at FROM message INDEXED BY message_mailbox \
-              WHERE message.mailbox = tally.mailbox AND state <> 'failed' ORDER BY id LIMIT 1) \
-             FROM tally WHERE waiting <> 0 OR failed <> 0 ORDER BY mailbox",
-        )
-        .fetch_all(&self.readers)
-        .await
-        .map_err(|source| Error::Read { operation: "the queue's totals", source })?;
+        let sql = "SELECT mailbox, waiting, failed, held, recipients, \
+                   (SELECT received_at FROM message INDEXED BY message_mailbox \
+                    WHERE message.mailbox = tally.mailbox AND state <> 'failed' ORDER BY id LIMIT 1) \
+                   FROM tally WHERE waiting <> 0 OR failed <> 0 ORDER BY mailbox";
+        let rows: Vec<(String, i64, i64, i64, i64, Option<i64>)> =
+            self.rows("the queue's totals", sql, ()).await?;
         let count = |n: i64| u64::try_from(n).unwrap_or_default();
         rows.into_iter()
             .map(|(mailbox, waiting, failed, held, recipients, oldest)| {
@@ -257,15 +246,11 @@ impl Store {
     pub async fn strays(&self, known: &[Address]) -> Result<Vec<Stray>, Error> {
         let known: Vec<&str> = known.iter().map(Address::as_str).collect();
         let known = serde_json::to_string(&known).map_err(|error| Error::Row { what: error.to_string() })?;
-        let rows: Vec<(i64, String, Option<String>, String, bool)> = sqlx::query_as(
-            "SELECT id, mailbox, header_from, mail_from, state = 'waiting' AND unknown_since IS NOT NULL FROM message \
-             WHERE mailbox IN (SELECT mailbox FROM tally WHERE mailbox NOT IN (SELECT value FROM json_each($1))) \
-             AND state <> 'sending' ORDER BY id",
-        )
-        .bind(known)
-        .fetch_all(&self.readers)
-        .await
-        .map_err(|source| Error::Read { operation: "messages of unknown mailboxes", source })?;
+        let sql = "SELECT id, mailbox, header_from, mail_from, state = 'waiting' AND unknown_since IS NOT NULL FROM message \
+                   WHERE mailbox IN (SELECT mailbox FROM tally WHERE mailbox NOT IN (SELECT value FROM json_each(?1))) \
+                   AND state <> 'sending' ORDER BY id";
+        let rows: Vec<(i64, String, Option<String>, String, bool)> =
+            self.rows("messages of unknown mailboxes", sql, (known,)).await?;
         Ok(rows
             .into_iter()
             .map(|(id, mailbox, from, mail_from, unknown)| Stray {
@@ -385,7 +370,7 @@ pub(super) fn encode(recipients: &[Recipient]) -> Result<String, rusqlite::Error
     serde_json::to_string(recipients).map_err(unencodable)
 }
 
-fn due_of(row: &SqliteRow) -> Result<Due, Error> {
+fn due_of(row: &Row<'_>) -> Result<Due, Error> {
     let received_at = timestamp(column(row, "received_at")?);
     Ok(Due {
         id: QueueId(column(row, "id")?),
@@ -403,7 +388,7 @@ fn due_of(row: &SqliteRow) -> Result<Due, Error> {
     })
 }
 
-pub(super) fn queued_of(row: &SqliteRow) -> Result<Queued, Error> {
+fn queued_of(row: &Row<'_>) -> Result<Queued, Error> {
     let rule: String = column(row, "rule")?;
     let state: String = column(row, "state")?;
     Ok(Queued {
@@ -431,28 +416,34 @@ pub(super) fn queued_of(row: &SqliteRow) -> Result<Queued, Error> {
     })
 }
 
-fn attempt_of(row: &SqliteRow) -> Result<Attempt, sqlx::Error> {
+fn attempts(connection: &Connection, id: i64) -> Result<Vec<Attempt>, rusqlite::Error> {
+    let mut query = connection.prepare_cached(
+        "SELECT number, started_at, ended_at, outcome, class, code, reply FROM attempt WHERE message = ?1 \
+         UNION ALL SELECT attempts, changed_at, NULL, NULL, NULL, NULL, NULL FROM message \
+         WHERE id = ?1 AND state = 'sending' ORDER BY 1",
+    )?;
+    query.query_map([id], attempt_of)?.collect()
+}
+
+fn attempt_of(row: &Row<'_>) -> Result<Attempt, rusqlite::Error> {
     Ok(Attempt {
-        number: u32::try_from(row.try_get::<i64, _>("number")?).unwrap_or(u32::MAX),
-        started_at: timestamp(row.try_get("started_at")?),
-        ended_at: row.try_get::<Option<i64>, _>("ended_at")?.map(timestamp),
-        outcome: row.try_get("outcome")?,
-        class: row.try_get("class")?,
-        code: row.try_get("code")?,
-        reply: row.try_get("reply")?,
+        number: u32::try_from(row.get::<_, i64>("number")?).unwrap_or(u32::MAX),
+        started_at: timestamp(row.get("started_at")?),
+        ended_at: row.get::<_, Option<i64>>("ended_at")?.map(timestamp),
+        outcome: row.get("outcome")?,
+        class: row.get("class")?,
+        code: row.get("code")?,
+        reply: row.get("reply")?,
     })
 }
 
-fn recipients(row: &SqliteRow) -> Result<Vec<Recipient>, Error> {
+fn recipients(row: &Row<'_>) -> Result<Vec<Recipient>, Error> {
     let json: String = column(row, "recipients")?;
     serde_json::from_str(&json).map_err(|error| Error::Row { what: format!("recipients: {error}") })
 }
 
-fn column<'r, T: sqlx::Decode<'r, sqlx::Sqlite> + sqlx::Type<sqlx::Sqlite>>(
-    row: &'r SqliteRow,
-    name: &'static str,
-) -> Result<T, Error> {
-    row.try_get(name).map_err(|source| Error::Read { operation: name, source })
+fn column<T: FromSql>(row: &Row<'_>, name: &'static str) -> Result<T, Error> {
+    row.get(name).map_err(|source| Error::Read { operation: name, source })
 }
 
 pub(super) fn address(text: &str) -> Result<Address, Error> {

@@ -1,7 +1,8 @@
 //! The inbox ledger, many rows at a time: what became of messages, when some are due, who sent how many.
 
 use super::inbox::{InboxWrite, PushState};
-use super::writer::{Write, run, unencodable};
+use super::sql::{one, rows, run, unencodable};
+use super::writer::Write;
 use super::{Error, Store, by_hand, millis, timestamp};
 use crate::address::Address;
 use jiff::Timestamp;
@@ -125,17 +126,11 @@ impl Store {
         folder: &str,
         uidvalidity: u32,
     ) -> Result<Option<Timestamp>, Error> {
-        sqlx::query_scalar::<_, Option<i64>>(
-            "SELECT min(next_try_at) FROM received WHERE mailbox = $1 AND folder = $2 AND uidvalidity = $3 \
-             AND state <> 'done' AND state <> 'gone' AND state IN ('waiting', 'pushing', 'pushed', 'refused')",
-        )
-        .bind(mailbox.as_str())
-        .bind(folder)
-        .bind(i64::from(uidvalidity))
-        .fetch_one(&self.readers)
-        .await
-        .map(|at| at.map(timestamp))
-        .map_err(|source| Error::Read { operation: "received messages", source })
+        let sql = "SELECT min(next_try_at) FROM received WHERE mailbox = ?1 AND folder = ?2 AND uidvalidity = ?3 \
+                   AND state <> 'done' AND state <> 'gone' AND state IN ('waiting', 'pushing', 'pushed', 'refused')";
+        let values = (mailbox.to_string(), folder.to_owned(), uidvalidity);
+        let (at,): (Option<i64>,) = self.sum("received messages", sql, values).await?;
+        Ok(at.map(timestamp))
     }
 
     /// The lowest UID of a folder that waits and was never pushed; `None`: there is none.
@@ -148,16 +143,10 @@ impl Store {
         folder: &str,
         uidvalidity: u32,
     ) -> Result<Option<u32>, Error> {
-        let lowest: Option<i64> = sqlx::query_scalar(
-            "SELECT min(uid) FROM received WHERE mailbox = $1 AND folder = $2 AND uidvalidity = $3 \
-             AND state <> 'done' AND state <> 'gone' AND state = 'waiting'",
-        )
-        .bind(mailbox.as_str())
-        .bind(folder)
-        .bind(i64::from(uidvalidity))
-        .fetch_one(&self.readers)
-        .await
-        .map_err(|source| Error::Read { operation: "received messages", source })?;
+        let sql = "SELECT min(uid) FROM received WHERE mailbox = ?1 AND folder = ?2 AND uidvalidity = ?3 \
+                   AND state <> 'done' AND state <> 'gone' AND state = 'waiting'";
+        let values = (mailbox.to_string(), folder.to_owned(), uidvalidity);
+        let (lowest,): (Option<i64>,) = self.sum("received messages", sql, values).await?;
         lowest.map(super::inbox::narrow).transpose()
     }
 
@@ -167,14 +156,10 @@ impl Store {
     /// # Errors
     /// The disk's.
     pub async fn sure_until(&self, mailbox: &Address) -> Result<Option<Timestamp>, Error> {
-        let (looked, open): (Option<i64>, Option<i64>) = sqlx::query_as(
-            "SELECT (SELECT max(looked_at) FROM inbox WHERE mailbox = $1), (SELECT min(found_at) FROM received \
-             WHERE mailbox = $1 AND state <> 'done' AND state <> 'gone' AND state IN ('waiting', 'pushing', 'refused'))",
-        )
-        .bind(mailbox.as_str())
-        .fetch_one(&self.readers)
-        .await
-        .map_err(|source| Error::Read { operation: "when an inbox was looked through", source })?;
+        let sql = "SELECT (SELECT max(looked_at) FROM inbox WHERE mailbox = ?1), (SELECT min(found_at) FROM received \
+                   WHERE mailbox = ?1 AND state <> 'done' AND state <> 'gone' AND state IN ('waiting', 'pushing', 'refused'))";
+        let (looked, open): (Option<i64>, Option<i64>) =
+            self.sum("when an inbox was looked through", sql, (mailbox.to_string(),)).await?;
         Ok(looked.map(|looked| timestamp(open.map_or(looked, |open| open.min(looked)))))
     }
 
@@ -184,18 +169,7 @@ impl Store {
     /// # Errors
     /// The disk's.
     pub async fn pushed_of(&self, sender: &str, since: Timestamp) -> Result<Vec<Timestamp>, Error> {
-        let times: Vec<i64> = sqlx::query_scalar(
-            "SELECT max(pushed_at) FROM received WHERE sender = $1 AND pushed_at > $2 \
-             AND state NOT IN ('refused', 'moved', 'returning') \
-             AND NOT (state IN ('pushed', 'done') AND coalesce(answer, 'taken') NOT LIKE 'taken%') \
-             GROUP BY coalesce(message_id, rowid) ORDER BY 1",
-        )
-        .bind(sender)
-        .bind(millis(since))
-        .fetch_all(&self.readers)
-        .await
-        .map_err(|source| Error::Read { operation: "what a sender sent", source })?;
-        Ok(times.into_iter().map(timestamp).collect())
+        self.read("what a sender sent", |connection| pushed_of(connection, sender, since)).await
     }
 
     /// What the ledger knows of pushes of this Message-Id, from any mailbox.
@@ -203,16 +177,34 @@ impl Store {
     /// # Errors
     /// The disk's.
     pub async fn pushes_of(&self, message_id: &str) -> Result<Pushes, Error> {
-        let (tried, unclear): (bool, Option<i64>) = sqlx::query_as(
-            "SELECT count(*) FILTER (WHERE tries > 0 AND state NOT IN ('pushed', 'done')) > 0, \
-             max(pushed_at) FILTER (WHERE state IN ('pushing', 'gone')) FROM received WHERE message_id = $1",
-        )
-        .bind(message_id)
-        .fetch_one(&self.readers)
-        .await
-        .map_err(|source| Error::Read { operation: "the ledger", source })?;
-        Ok(Pushes { tried, unclear_since: unclear.map(timestamp) })
+        self.read("the ledger", |connection| pushes_of(connection, message_id)).await
     }
+}
+
+fn pushed_of(
+    connection: &Connection,
+    sender: &str,
+    since: Timestamp,
+) -> Result<Vec<Timestamp>, rusqlite::Error> {
+    let times: Vec<(i64,)> = rows(
+        connection,
+        "SELECT max(pushed_at) FROM received WHERE sender = ?1 AND pushed_at > ?2 \
+         AND state NOT IN ('refused', 'moved', 'returning') \
+         AND NOT (state IN ('pushed', 'done') AND coalesce(answer, 'taken') NOT LIKE 'taken%') \
+         GROUP BY coalesce(message_id, rowid) ORDER BY 1",
+        (sender, millis(since)),
+    )?;
+    Ok(times.into_iter().map(|(at,)| timestamp(at)).collect())
+}
+
+fn pushes_of(connection: &Connection, message_id: &str) -> Result<Pushes, rusqlite::Error> {
+    let (tried, unclear): (bool, Option<i64>) = one(
+        connection,
+        "SELECT count(*) FILTER (WHERE tries > 0 AND state NOT IN ('pushed', 'done')) > 0, \
+         max(pushed_at) FILTER (WHERE state IN ('pushing', 'gone')) FROM received WHERE message_id = ?1",
+        [message_id],
+    )?;
+    Ok(Pushes { tried, unclear_since: unclear.map(timestamp) })
 }
 
 /// What is known of the pushes of one Message-Id, apart from those that Odoo took.

@@ -1,7 +1,8 @@
 //! Reports of failed deliveries on their way into Odoo: kept until Odoo has taken them. And how long a message that
 //! failed is kept itself.
 
-use super::writer::{Write, run, unencodable};
+use super::sql::{run, unencodable};
+use super::writer::Write;
 use super::{Error, QueueId, Recipient, Store, millis};
 use crate::address::Address;
 use bytes::Bytes;
@@ -102,16 +103,10 @@ impl Store {
     /// # Errors
     /// The disk's.
     pub async fn reports_due(&self, now: Timestamp, limit: u32) -> Result<Vec<Report>, Error> {
-        let rows: Vec<Row> = sqlx::query_as(
-            "SELECT r.id, r.message, r.message_id, r.recipients, r.state, r.tries, r.answer, m.mailbox, CAST(m.recipients AS BLOB) \
-             FROM report r LEFT JOIN message m ON m.id = r.message \
-             WHERE r.state IN ('waiting', 'pushing') AND r.next_try_at <= $1 ORDER BY r.id LIMIT $2",
-        )
-        .bind(millis(now))
-        .bind(limit)
-        .fetch_all(&self.readers)
-        .await
-        .map_err(|source| Error::Read { operation: "due reports", source })?;
+        let sql = "SELECT r.id, r.message, r.message_id, r.recipients, r.state, r.tries, r.answer, m.mailbox, CAST(m.recipients AS BLOB) \
+                   FROM report r LEFT JOIN message m ON m.id = r.message \
+                   WHERE r.state IN ('waiting', 'pushing') AND r.next_try_at <= ?1 ORDER BY r.id LIMIT ?2";
+        let rows: Vec<Row> = self.rows("due reports", sql, (millis(now), limit)).await?;
         Ok(rows.into_iter().map(report_of).collect())
     }
 
@@ -120,14 +115,9 @@ impl Store {
     /// # Errors
     /// The disk's.
     pub async fn reports_refused(&self, limit: u32) -> Result<Vec<Report>, Error> {
-        let rows: Vec<Row> = sqlx::query_as(
-            "SELECT r.id, r.message, r.message_id, r.recipients, r.state, r.tries, r.answer, m.mailbox, CAST(m.recipients AS BLOB) \
-             FROM report r LEFT JOIN message m ON m.id = r.message WHERE r.state = 'refused' ORDER BY r.id LIMIT $1",
-        )
-        .bind(limit)
-        .fetch_all(&self.readers)
-        .await
-        .map_err(|source| Error::Read { operation: "refused reports", source })?;
+        let sql = "SELECT r.id, r.message, r.message_id, r.recipients, r.state, r.tries, r.answer, m.mailbox, CAST(m.recipients AS BLOB) \
+                   FROM report r LEFT JOIN message m ON m.id = r.message WHERE r.state = 'refused' ORDER BY r.id LIMIT ?1";
+        let rows: Vec<Row> = self.rows("refused reports", sql, (limit,)).await?;
         Ok(rows.into_iter().map(report_of).collect())
     }
 
@@ -136,12 +126,9 @@ impl Store {
     /// # Errors
     /// The disk's.
     pub async fn report_totals(&self) -> Result<ReportTotals, Error> {
-        let (waiting, refused): (i64, i64) = sqlx::query_as(
-            "SELECT coalesce(sum(state <> 'refused'), 0), coalesce(sum(state = 'refused'), 0) FROM report",
-        )
-        .fetch_one(&self.readers)
-        .await
-        .map_err(|source| Error::Read { operation: "the reports' totals", source })?;
+        let sql =
+            "SELECT coalesce(sum(state <> 'refused'), 0), coalesce(sum(state = 'refused'), 0) FROM report";
+        let (waiting, refused): (i64, i64) = self.sum("the reports' totals", sql, ()).await?;
         Ok(ReportTotals { waiting: waiting.unsigned_abs(), refused: refused.unsigned_abs() })
     }
 
@@ -150,11 +137,9 @@ impl Store {
     /// # Errors
     /// The disk's.
     pub async fn report_content(&self, id: i64) -> Result<Option<Vec<u8>>, Error> {
-        sqlx::query_scalar("SELECT raw FROM report WHERE id = $1")
-            .bind(id)
-            .fetch_optional(&self.readers)
-            .await
-            .map_err(|source| Error::Read { operation: "a report's content", source })
+        let sql = "SELECT raw FROM report WHERE id = ?1";
+        let found: Option<(Vec<u8>,)> = self.first("a report's content", sql, (id,)).await?;
+        Ok(found.map(|(raw,)| raw))
     }
 
     /// Books a push, before Odoo is called. If its outcome is never settled, it is unclear, and the report due again at
@@ -187,21 +172,15 @@ impl Store {
     ) -> Result<Vec<QueueId>, Error> {
         let before: serde_json::Map<String, serde_json::Value> =
             before.iter().map(|(mailbox, at)| (mailbox.to_string(), millis(*at).into())).collect();
-        let ids: Vec<i64> = sqlx::query_scalar(
-            "SELECT id FROM message INDEXED BY message_unusual WHERE state = 'failed' AND state <> 'waiting' \
-             AND changed_at < coalesce((SELECT value FROM json_each($1) WHERE key = mailbox), $2) \
-             AND CASE WHEN json_valid(recipients) THEN EXISTS (SELECT 1 FROM json_each(recipients) \
-             WHERE CASE type WHEN 'object' THEN json_extract(value, '$.state') END = 'failed') ELSE 0 END \
-             AND NOT EXISTS (SELECT 1 FROM report WHERE report.message = message.id AND report.state <> 'refused') \
-             ORDER BY id LIMIT $3",
-        )
-        .bind(serde_json::Value::Object(before).to_string())
-        .bind(millis(otherwise))
-        .bind(limit)
-        .fetch_all(&self.readers)
-        .await
-        .map_err(|source| Error::Read { operation: "messages that failed long ago", source })?;
-        Ok(ids.into_iter().map(QueueId).collect())
+        let sql = "SELECT id FROM message INDEXED BY message_unusual WHERE state = 'failed' AND state <> 'waiting' \
+                   AND changed_at < coalesce((SELECT value FROM json_each(?1) WHERE key = mailbox), ?2) \
+                   AND CASE WHEN json_valid(recipients) THEN EXISTS (SELECT 1 FROM json_each(recipients) \
+                   WHERE CASE type WHEN 'object' THEN json_extract(value, '$.state') END = 'failed') ELSE 0 END \
+                   AND NOT EXISTS (SELECT 1 FROM report WHERE report.message = message.id AND report.state <> 'refused') \
+                   ORDER BY id LIMIT ?3";
+        let values = (serde_json::Value::Object(before).to_string(), millis(otherwise), limit);
+        let ids: Vec<(i64,)> = self.rows("messages that failed long ago", sql, values).await?;
+        Ok(ids.into_iter().map(|(id,)| QueueId(id)).collect())
     }
 
     /// Deletes those of the messages that are still given up, with their reports; and whatever reports were refused

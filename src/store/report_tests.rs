@@ -97,16 +97,14 @@ async fn what_failed_is_kept_for_its_time_and_until_it_was_reported() {
     assert_eq!(long_ago(&[(john(), at(10))], at(11)).await, [], "its mailbox keeps it for longer");
     assert_eq!(long_ago(&[(john(), at(11))], at(10)).await, [id]);
 
-    let mut connection = options(&opened.config.path).connect().await.unwrap();
-    let mut set = async |recipients: &'static str| {
-        let sql = "UPDATE message SET recipients = $1 WHERE id = $2";
-        sqlx::query(sql).bind(recipients).bind(id.0).execute(&mut connection).await.unwrap();
+    let set = |recipients: &str| {
+        opened.sql("UPDATE message SET recipients = ?1 WHERE id = ?2", rusqlite::params![recipients, id.0]);
     };
     for damaged in ["{", "[]", "\"failed\"", r#"["failed"]"#] {
-        set(damaged).await;
+        set(damaged);
         assert_eq!(long_ago(&[], at(11)).await, [], "{damaged}: nobody knows what failed");
     }
-    set(r#"[{"address":"a","state":"sent"},{"address":"b","state":"failed"}]"#).await;
+    set(r#"[{"address":"a","state":"sent"},{"address":"b","state":"failed"}]"#);
     assert_eq!(long_ago(&[], at(11)).await, [id]);
 
     let queued = async || store.queued(None, 10).await.unwrap().len();
@@ -140,10 +138,7 @@ async fn a_message_that_is_no_text_keeps_no_report_from_odoo_and_can_be_tried_ag
     let store = &opened.store;
     let id = failed(store, &["a@x.test"]).await;
     failed(store, &["b@x.test"]).await;
-    let mut damaging = options(&opened.config.path).connect().await.unwrap();
-    let damage =
-        sqlx::query("UPDATE message SET recipients = CAST(x'5bff' AS TEXT) WHERE id = $1").bind(id.0);
-    damage.execute(&mut damaging).await.unwrap();
+    opened.damage(id);
     let due = store.reports_due(at(15), 10).await.unwrap();
     assert_eq!(due.iter().map(|due| due.recipient.as_str()).collect::<Vec<_>>(), ["a@x.test", "b@x.test"]);
     assert_eq!((&due[0].reply, due[1].reply.as_deref()), (&None, Some("550 5.1.1 unknown")));

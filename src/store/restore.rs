@@ -1,15 +1,17 @@
 //! Puts a backup in the store's place. The store before it is kept beside it, under a name that says when.
 
-use super::backup::{check_room, failed, single, stamp};
+use super::backup::{check_room, failed, messages, single, stamp};
 use super::check::{self, KeyHealth};
 use super::error::opening;
-use super::file::{MIGRATIONS, bare, beside, create_private, folder_of, is_ours, sync_folder, version};
+use super::file::{aside, bare, beside, create_private, folder_of, is_ours, sync_folder};
+use super::migrations::{NEWEST, version};
 use super::sealed::truncate_log;
+use super::sql::{first, one};
 use super::{Config, Error, Store, owner, real, timestamp};
 use crate::clock;
 use crate::sealing::Keyring;
 use jiff::Timestamp;
-use sqlx::{ConnectOptions, Connection, SqliteConnection};
+use rusqlite::{Connection, ffi};
 use std::io::ErrorKind;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -45,36 +47,41 @@ impl Store {
     /// # Errors
     /// A backup that is none, damaged, or of a newer version; the disk's. Then the store is what it was.
     pub async fn restore(config: &Config, from: &Path) -> Result<PutBack, Error> {
-        let store = real(&config.path);
-        let unreadable = |source| Error::Unreadable { path: from.to_owned(), source };
-        let backup = std::fs::metadata(from).map_err(unreadable)?;
-        if !backup.is_file() {
-            return Err(unreadable(ErrorKind::InvalidInput.into()));
-        }
-        if std::fs::metadata(&store).is_ok_and(|own| (own.dev(), own.ino()) == (backup.dev(), backup.ino())) {
-            return Err(Error::Same { path: from.to_owned() });
-        }
-        let new = beside(&store, ".restoring");
-        remove_all(&new);
-        let prepared = prepare(from, &new, config).await;
-        let (made_at, messages, key) = match prepared {
-            Ok(prepared) => prepared,
-            Err(error) => {
-                remove_all(&new);
-                return Err(error);
-            }
-        };
-        // A key that was put back by hand is root's, and the daemon could not read it.
-        owner::give_back(config)?;
-        let before = set_aside(&store).await?;
-        std::fs::rename(&new, &store).map_err(failed(&store, "put in place"))?;
-        sync_folder(&store).map_err(failed(&store, "sync its folder"))?;
-        Ok(PutBack { store, made_at, messages, before, key })
+        let (config, from) = (config.clone(), from.to_owned());
+        aside(move || put_back(&config, &from)).await
     }
 }
 
+fn put_back(config: &Config, from: &Path) -> Result<PutBack, Error> {
+    let store = real(&config.path);
+    let unreadable = |source| Error::Unreadable { path: from.to_owned(), source };
+    let backup = std::fs::metadata(from).map_err(unreadable)?;
+    if !backup.is_file() {
+        return Err(unreadable(ErrorKind::InvalidInput.into()));
+    }
+    if std::fs::metadata(&store).is_ok_and(|own| (own.dev(), own.ino()) == (backup.dev(), backup.ino())) {
+        return Err(Error::Same { path: from.to_owned() });
+    }
+    let new = beside(&store, ".restoring");
+    remove_all(&new);
+    let prepared = prepare(from, &new, config);
+    let (made_at, messages, key) = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            remove_all(&new);
+            return Err(error);
+        }
+    };
+    // A key that was put back by hand is root's, and the daemon could not read it.
+    owner::give_back(config)?;
+    let before = set_aside(&store)?;
+    std::fs::rename(&new, &store).map_err(failed(&store, "put in place"))?;
+    sync_folder(&store).map_err(failed(&store, "sync its folder"))?;
+    Ok(PutBack { store, made_at, messages, before, key })
+}
+
 /// Copies the backup to where the store is, looks whether it can be one, and stamps it.
-async fn prepare(from: &Path, new: &Path, config: &Config) -> Result<(Option<Timestamp>, u64, Key), Error> {
+fn prepare(from: &Path, new: &Path, config: &Config) -> Result<(Option<Timestamp>, u64, Key), Error> {
     let folder = folder_of(new);
     if !folder.exists() {
         let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
@@ -91,52 +98,41 @@ async fn prepare(from: &Path, new: &Path, config: &Config) -> Result<(Option<Tim
     if size(&log) > 0 {
         copy(&log, &beside(new, "-wal"))?;
     }
-    let damaged = |source| Error::Damaged { path: from.to_owned(), source };
-    let mut connection = single(new).connect().await.map_err(opening(from))?;
-    is_ours(&mut connection, from).await?;
-    let found = check::damage(&mut connection).await.map_err(opening(from))?;
+    let connection = single(new).map_err(opening(from))?;
+    is_ours(&connection, from)?;
+    let found = check::damage(&connection).map_err(opening(from))?;
     if let Some(first) = found.first() {
-        return Err(damaged(sqlx::Error::Protocol(first.clone())));
+        let damaged = ffi::Error::new(ffi::SQLITE_CORRUPT);
+        return Err(opening(from)(rusqlite::Error::SqliteFailure(damaged, Some(first.clone()))));
     }
-    let version = version(&mut connection).await.map_err(opening(from))?;
-    if MIGRATIONS.iter().all(|(known, ..)| *known < version) {
+    let version = version(&connection).map_err(opening(from))?;
+    if version > NEWEST {
         return Err(Error::Newer { path: from.to_owned(), version });
     }
-    let prepared = stamped(&mut connection, config.keyring(), version).await.map_err(opening(from))?;
-    connection.close().await.map_err(opening(from))?;
+    let prepared = stamped(&connection, &config.keyring()).map_err(opening(from))?;
+    connection.close().map_err(|(_, source)| opening(from)(source))?;
     let file = std::fs::File::open(new).and_then(|file| file.sync_all());
     file.map_err(failed(new, "sync"))?;
     Ok(prepared)
 }
 
-async fn stamped(
-    connection: &mut SqliteConnection,
-    keys: Keyring,
-    version: i64,
-) -> Result<(Option<Timestamp>, u64, Key), sqlx::Error> {
-    let tables: i64 = sqlx::query_scalar("SELECT count(*) FROM sqlite_master WHERE name = 'backup'")
-        .fetch_one(&mut *connection)
-        .await?;
-    let made_at: Option<i64> = match tables {
+fn stamped(
+    connection: &Connection,
+    keys: &Keyring,
+) -> Result<(Option<Timestamp>, u64, Key), rusqlite::Error> {
+    let (tables,): (i64,) = one(connection, "SELECT count(*) FROM sqlite_master WHERE name = 'backup'", ())?;
+    let made_at: Option<(i64,)> = match tables {
         0 => None,
-        _ => {
-            sqlx::query_scalar("SELECT made_at FROM backup WHERE started_at IS NULL")
-                .fetch_optional(&mut *connection)
-                .await?
-        }
+        _ => first(connection, "SELECT made_at FROM backup WHERE started_at IS NULL", ())?,
     };
     if made_at.is_none() {
-        stamp(connection, clock::now()).await?;
+        stamp(connection, clock::now())?;
     }
-    let messages: i64 = match version {
-        0 => 0,
-        _ => sqlx::query_scalar("SELECT count(*) FROM message").fetch_one(&mut *connection).await?,
-    };
-    let key = match check::key(connection, &keys).await? {
+    let key = match check::key(connection, keys)? {
         KeyHealth::Unused | KeyHealth::Opens { .. } => Key::Fits,
         KeyHealth::Fails(why) => Key::Other(why),
     };
-    Ok((made_at.map(timestamp), messages.unsigned_abs(), key))
+    Ok((made_at.map(|(made_at,)| timestamp(made_at)), messages(connection)?, key))
 }
 
 fn copy(from: &Path, to: &Path) -> Result<(), Error> {
@@ -149,7 +145,7 @@ fn copy(from: &Path, to: &Path) -> Result<(), Error> {
 
 /// Keeps the store under another name, besides; what is in its log first goes into it. Whatever happens, one of the two is
 /// there under the store's name.
-async fn set_aside(store: &Path) -> Result<Option<PathBuf>, Error> {
+fn set_aside(store: &Path) -> Result<Option<PathBuf>, Error> {
     if !store.exists() {
         remove(&beside(store, "-wal"))?;
         remove(&beside(store, "-shm"))?;
@@ -157,13 +153,10 @@ async fn set_aside(store: &Path) -> Result<Option<PathBuf>, Error> {
     }
     // (Of an empty file SQLite would throw the log away.)
     if std::fs::metadata(store).is_ok_and(|file| file.len() > 0)
-        && let Ok(mut connection) = bare(store).connect().await
+        && let Ok(connection) = bare(store)
+        && matches!(truncate_log(&connection), Ok(false))
     {
-        let emptied = truncate_log(&mut connection).await;
-        drop(connection.close().await);
-        if matches!(emptied, Ok(false)) {
-            return Err(Error::Busy { path: store.to_owned() });
-        }
+        return Err(Error::Busy { path: store.to_owned() });
     }
     let name = format!(".before-{}", clock::now().strftime("%Y%m%dT%H%M%SZ"));
     let aside = beside(store, &name);

@@ -1,8 +1,9 @@
 //! The first start with a store that was put back from a backup: whatever was under way when the backup was made may have been
 //! done since, and nothing is done twice.
 
+use super::sql::{rows, run};
 use super::unknown::is_unknown;
-use super::writer::{Write, rows, run};
+use super::writer::Write;
 use super::{Error, Recipient, RecipientState, Store, millis, timestamp};
 use crate::address::Address;
 use jiff::Timestamp;
@@ -32,22 +33,15 @@ impl Store {
     /// # Errors
     /// The disk's; then nothing has changed, and nothing may be sent.
     pub async fn take_up_backup(&self, now: Timestamp) -> Result<Option<Restored>, Error> {
-        let read = |source| Error::Read { operation: "whether it is a backup", source };
-        let made_at: Option<i64> = sqlx::query_scalar("SELECT made_at FROM backup WHERE started_at IS NULL")
-            .fetch_optional(&self.readers)
-            .await
-            .map_err(read)?;
-        let Some(made_at) = made_at else {
+        let operation = "whether it is a backup";
+        let sql = "SELECT made_at FROM backup WHERE started_at IS NULL";
+        let Some((made_at,)): Option<(i64,)> = self.first(operation, sql, ()).await? else {
             return Ok(None);
         };
-        let (messages, others, reports): (i64, i64, i64) = sqlx::query_as(
-            "SELECT (SELECT count(*) FROM message WHERE state IN ('waiting', 'sending')), \
-             (SELECT count(*) FROM message WHERE state NOT IN ('waiting', 'sending')), \
-             (SELECT count(*) FROM report WHERE state <> 'refused')",
-        )
-        .fetch_one(&self.readers)
-        .await
-        .map_err(read)?;
+        let sql = "SELECT (SELECT count(*) FROM message WHERE state IN ('waiting', 'sending')), \
+                   (SELECT count(*) FROM message WHERE state NOT IN ('waiting', 'sending')), \
+                   (SELECT count(*) FROM report WHERE state <> 'refused')";
+        let (messages, others, reports): (i64, i64, i64) = self.sum(operation, sql, ()).await?;
         self.write(Write::Restored(now)).await?;
         Ok(Some(Restored {
             made_at: timestamp(made_at),
@@ -63,16 +57,11 @@ impl Store {
     /// # Errors
     /// The disk's.
     pub async fn is_older_ledger(&self, mailbox: &Address, folder: &str) -> Result<bool, Error> {
-        sqlx::query_scalar::<_, i64>(
-            "SELECT count(*) FROM backup WHERE started_at IS NOT NULL AND NOT EXISTS \
-             (SELECT 1 FROM inbox WHERE mailbox = $1 AND folder = $2 AND looked_at > started_at)",
-        )
-        .bind(mailbox.as_str())
-        .bind(folder)
-        .fetch_one(&self.readers)
-        .await
-        .map(|count| count > 0)
-        .map_err(|source| Error::Read { operation: "whether it was a backup", source })
+        let sql = "SELECT count(*) FROM backup WHERE started_at IS NOT NULL AND NOT EXISTS \
+                   (SELECT 1 FROM inbox WHERE mailbox = ?1 AND folder = ?2 AND looked_at > started_at)";
+        let values = (mailbox.to_string(), folder.to_owned());
+        let (count,): (i64,) = self.one("whether it was a backup", sql, values).await?;
+        Ok(count > 0)
     }
 }
 

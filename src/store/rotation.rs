@@ -1,12 +1,14 @@
 //! Another key for the tokens: rotated, or in place of a lost one.
 
+use super::file::aside;
 use super::queue::address;
 use super::sealed::{
-    Tables, establish, first, lock, random_key, rows, run, set_key, truncate_log, wholly, written,
+    Tables, establish, first, lock, random_key, rows, set_key, truncate_log, wholly, written,
 };
+use super::sql::run;
 use super::{Config, Error, Store, connect, invites};
 use crate::sealing::{self, Key, KeyId, Keyring, Owner, key_id};
-use sqlx::SqliteConnection;
+use rusqlite::{Connection, params};
 use std::time::Duration;
 
 impl Store {
@@ -19,13 +21,16 @@ impl Store {
         if !config.path.exists() {
             return Err(Error::Absent { path: config.path.clone() });
         }
-        let (mut connection, keys) = connect(config).await?;
-        establish(config, &mut connection, &keys).await?;
-        let new = Key::new(random_key());
-        let id = new.id();
-        let rotation = Rotation { config, connection: &mut connection, keys: &keys, new };
-        let resealed = rotation.run().await?;
-        Ok((id, resealed))
+        let config = config.clone();
+        aside(move || {
+            let (mut connection, keys) = connect(&config)?;
+            establish(&config, &mut connection, &keys)?;
+            let new = Key::new(random_key());
+            let id = new.id();
+            let rotation = Rotation { config: &config, connection: &mut connection, keys: &keys, new };
+            Ok((id, rotation.run()?))
+        })
+        .await
     }
 
     /// Goes on under another key where the tokens' own is lost: that of the key file, else a new one. No token is
@@ -37,15 +42,19 @@ impl Store {
         if !config.path.exists() {
             return Err(Error::Absent { path: config.path.clone() });
         }
-        let (mut connection, keys) = connect(config).await?;
-        replace_lost(config, &mut connection, &keys).await
+        let config = config.clone();
+        aside(move || {
+            let (mut connection, keys) = connect(&config)?;
+            replace_lost(&config, &mut connection, &keys)
+        })
+        .await
     }
 }
 
 /// Rotates the key, step by step: after a crash behind any of them, opening the store finds every token readable.
 pub(super) struct Rotation<'r> {
     pub(super) config: &'r Config,
-    pub(super) connection: &'r mut SqliteConnection,
+    pub(super) connection: &'r mut Connection,
     pub(super) keys: &'r Keyring,
     pub(super) new: Key,
 }
@@ -71,30 +80,30 @@ pub(super) const STEPS: [Step; 6] =
 
 impl Rotation<'_> {
     /// Rotates; returns how many tokens were resealed.
-    pub(super) async fn run(mut self) -> Result<usize, Error> {
-        let _lock = lock(self.config, Duration::ZERO).await?;
-        let rotated = self.steps().await;
+    pub(super) fn run(mut self) -> Result<usize, Error> {
+        let _lock = lock(self.config, Duration::ZERO)?;
+        let rotated = self.steps();
         // Leave no key behind that nothing is sealed under; what cannot be tidied now, the next opening tidies.
         if rotated.is_err()
-            && let Ok(tables) = Tables::read(self.connection).await
+            && let Ok(tables) = Tables::read(self.connection)
         {
             drop(self.keys.tidy(|id| tables.needs(id)));
         }
         rotated
     }
 
-    async fn steps(&mut self) -> Result<usize, Error> {
+    fn steps(&mut self) -> Result<usize, Error> {
         let mut resealed = 0;
         for step in STEPS {
-            resealed += self.step(step).await?;
+            resealed += self.step(step)?;
         }
         Ok(resealed)
     }
 
-    pub(super) async fn step(&mut self, step: Step) -> Result<usize, Error> {
+    pub(super) fn step(&mut self, step: Step) -> Result<usize, Error> {
         match step {
             Step::WriteNew => {
-                let current = Tables::read(self.connection).await?.key;
+                let current = Tables::read(self.connection)?.key;
                 let on_file = self.keys.on_file()?;
                 if let Some(id) = current.filter(|_| current != on_file) {
                     // Opening the store could not put it in place: replacing the file would lose a key.
@@ -107,11 +116,11 @@ impl Rotation<'_> {
                 self.keys.write_new(&self.new)?;
             }
             Step::KeepOld => self.keys.keep_old()?,
-            Step::Reseal => return self.reseal().await,
+            Step::Reseal => return self.reseal(),
             Step::PutInPlace => self.keys.put_in_place(self.new.id())?,
             Step::Verify => {
                 let fresh = Keyring::new(self.keys.path().to_owned(), false);
-                for (mailbox, sealed) in rows(self.connection).await? {
+                for (mailbox, sealed) in rows(self.connection)? {
                     let mailbox = address(&mailbox)?;
                     if key_id(&sealed) == Some(self.new.id()) {
                         fresh.key(self.new.id())?.open(Owner::Mailbox(&mailbox), &sealed)?;
@@ -119,22 +128,22 @@ impl Rotation<'_> {
                 }
             }
             Step::DropOld => {
-                let tables = Tables::read(self.connection).await?;
+                let tables = Tables::read(self.connection)?;
                 self.keys.tidy(|id| tables.needs(id))?;
                 // What was sealed under the old key shall not linger; where somebody reads, SQLite does it later.
-                drop(truncate_log(self.connection).await);
+                drop(truncate_log(self.connection));
             }
         }
         Ok(0)
     }
 
-    async fn reseal(&mut self) -> Result<usize, Error> {
+    fn reseal(&mut self) -> Result<usize, Error> {
         let operation = "reseal the tokens";
         let (keys, new) = (self.keys, &self.new);
-        run(self.connection, "PRAGMA secure_delete = ON").await.map_err(written(operation))?;
-        wholly(self.connection, operation, async |connection| {
+        self.connection.pragma_update(None, "secure_delete", true).map_err(written(operation))?;
+        wholly(self.connection, operation, |connection| {
             let mut resealed = 0;
-            for (mailbox, sealed) in rows(connection).await? {
+            for (mailbox, sealed) in rows(connection)? {
                 let owner = address(&mailbox)?;
                 let tampered = || Owner::Mailbox(&owner).tampered();
                 let old = match keys.key(key_id(&sealed).ok_or_else(tampered)?) {
@@ -145,34 +154,29 @@ impl Rotation<'_> {
                 };
                 let owner = Owner::Mailbox(&owner);
                 let anew = new.seal(rand::random(), owner, &old.open(owner, &sealed)?)?;
-                sqlx::query("UPDATE token SET sealed = $2 WHERE mailbox = $1")
-                    .bind(mailbox)
-                    .bind(anew)
-                    .execute(&mut *connection)
-                    .await
-                    .map_err(written(operation))?;
+                let sql = "UPDATE token SET sealed = ?2 WHERE mailbox = ?1";
+                run(connection, sql, params![mailbox, anew]).map_err(written(operation))?;
                 resealed += 1;
             }
-            invites::reseal(connection, keys, new).await?;
-            set_key(connection, new.id()).await.map_err(written(operation))?;
+            invites::reseal(connection, keys, new)?;
+            set_key(connection, new.id()).map_err(written(operation))?;
             Ok(resealed)
         })
-        .await
     }
 }
 
 /// Takes the file's key, or a new one, where the one that sealed the tokens is lost. The tokens stay as they are.
-pub(super) async fn replace_lost(
+pub(super) fn replace_lost(
     config: &Config,
-    connection: &mut SqliteConnection,
+    connection: &mut Connection,
     keys: &Keyring,
 ) -> Result<KeyId, Error> {
-    let _lock = lock(config, Duration::ZERO).await?;
+    let _lock = lock(config, Duration::ZERO)?;
     keys.look()?;
-    if let Some(id) = Tables::read(connection).await?.key
+    if let Some(id) = Tables::read(connection)?.key
         && keys.key(id).is_ok()
     {
         return Err(Error::KeyNotLost { path: keys.path().to_owned() });
     }
-    first(connection, keys).await
+    first(connection, keys)
 }

@@ -1,5 +1,6 @@
 //! Tokens at rest: what lies in the store's files, and what becomes of them when keys are lost, wrong or rotated.
 
+use super::migrations::migrate;
 use super::rotation::{Rotation, STEPS};
 use super::*;
 use crate::sealing;
@@ -17,7 +18,7 @@ struct Bed {
 impl Bed {
     /// The whole file, with nothing left in its log: connections that end bring that in at a time of their own.
     async fn bytes(&self) -> Vec<u8> {
-        self.sql("PRAGMA wal_checkpoint(TRUNCATE)").await;
+        sealed::truncate_log(&bare(&self.config.path).unwrap()).unwrap();
         std::fs::read(&self.config.path).unwrap()
     }
 
@@ -82,10 +83,8 @@ impl Bed {
         self.files().into_iter().filter(holds).collect()
     }
 
-    async fn sql(&self, sql: &'static str) {
-        let mut connection = options(&self.config.path).connect().await.unwrap();
-        sqlx::query(sql).execute(&mut connection).await.unwrap();
-        sqlx::Connection::close(connection).await.unwrap();
+    fn sql(&self, sql: &str) {
+        bare(&self.config.path).unwrap().execute_batch(sql).unwrap();
     }
 
     fn hide_key(&self) {
@@ -141,21 +140,18 @@ async fn no_file_of_the_store_holds_a_token_in_clear() {
 async fn tokens_of_a_version_that_did_not_seal_are_sealed_and_leave_no_trace() {
     let bed = Bed::new();
     create(&bed.config.path).unwrap();
-    let mut old = options(&bed.config.path).pragma("secure_delete", "0").connect().await.unwrap();
-    migrator(1).run(&mut old).await.unwrap();
+    let mut old = bare(&bed.config.path).unwrap();
+    old.pragma_update(None, "secure_delete", false).unwrap();
+    old.pragma_update(None, "journal_mode", "WAL").unwrap();
+    migrate(&mut old, &bed.config.path, 1).unwrap();
     // As the old version did: a row that is replaced again and again, which leaves its past in free parts of the file.
     for number in 0..60 {
         for name in ["john", "jane"] {
             let rest = "x".repeat(900 + number * 37 % 400);
-            sqlx::query(
-                "INSERT INTO token VALUES ($1, 't', 'c', $2, 7000, 8000) ON CONFLICT (mailbox) DO UPDATE SET \
-                 refresh_token = excluded.refresh_token",
-            )
-            .bind(format!("{name}@example.com"))
-            .bind(format!("{}{rest}-{number}", token(name)))
-            .execute(&mut old)
-            .await
-            .unwrap();
+            let sql = "INSERT INTO token VALUES (?1, 't', 'c', ?2, 7000, 8000) ON CONFLICT (mailbox) DO UPDATE SET \
+                       refresh_token = excluded.refresh_token";
+            let row = [format!("{name}@example.com"), format!("{}{rest}-{number}", token(name))];
+            old.execute(sql, row).unwrap();
         }
     }
     // Killed: the log stays behind.
@@ -178,8 +174,8 @@ async fn tokens_of_a_version_that_did_not_seal_are_sealed_and_leave_no_trace() {
 #[tokio::test]
 async fn wiping_that_was_cut_short_is_made_up_for() {
     let bed = Bed::filled().await;
-    bed.sql("CREATE TABLE litter AS SELECT 'litter-in-a-free-page' || zeroblob(9000) AS x").await;
-    bed.sql("PRAGMA secure_delete = OFF; DROP TABLE litter; UPDATE sealing SET wiped = 0").await;
+    bed.sql("CREATE TABLE litter AS SELECT 'litter-in-a-free-page' || zeroblob(9000) AS x");
+    bed.sql("PRAGMA secure_delete = OFF; DROP TABLE litter; UPDATE sealing SET wiped = 0");
     assert!(!bed.holders("litter-in-a-free-page").is_empty());
     bed.both_are_there().await;
     assert_eq!(bed.holders("litter-in-a-free-page"), [""; 0]);
@@ -227,7 +223,7 @@ async fn a_wrong_key_is_an_error_that_changes_nothing() {
 #[tokio::test]
 async fn no_new_key_is_made_over_sealed_tokens_even_without_the_note_of_theirs() {
     let bed = Bed::filled().await;
-    bed.sql("DELETE FROM sealing").await;
+    bed.sql("DELETE FROM sealing");
     bed.hide_key();
     assert!(matches!(bed.read("john").await, Err(Error::Key(sealing::Error::Missing { .. }))));
     bed.restore_key();
@@ -270,8 +266,7 @@ async fn a_row_that_was_moved_to_another_mailbox_does_not_open() {
     bed.sql(
         "UPDATE token SET sealed = (SELECT sealed FROM token WHERE mailbox = 'jane@example.com') \
          WHERE mailbox = 'john@example.com'",
-    )
-    .await;
+    );
     let error = bed.read("john").await.unwrap_err();
     let Error::Sealed { source, .. } = &error else { panic!("{error:?}") };
     assert!(matches!(source, sealing::Error::Tampered { .. }));
@@ -286,7 +281,7 @@ async fn a_row_that_was_moved_to_another_mailbox_does_not_open() {
 #[tokio::test]
 async fn a_row_of_no_mailbox_holds_up_no_consent() {
     let bed = Bed::filled().await;
-    bed.sql("INSERT INTO token VALUES ('no address', 't', 'c', x'00', 1, 1)").await;
+    bed.sql("INSERT INTO token VALUES ('no address', 't', 'c', x'00', 1, 1)");
     let (store, _writer) = Store::open(&bed.config).await.unwrap();
     assert_eq!(store.consents().await.unwrap().len(), 2);
     assert_eq!(store.consent_ages().await.unwrap().len(), 2);
@@ -303,9 +298,8 @@ async fn a_rotation_reseals_everything_and_leaves_nothing_of_the_old_key() {
     assert!(!bed.files().iter().any(|name| name.contains(".key.")), "{:?}", bed.files());
     assert_eq!(bed.holders(old.trim()), [""; 0]);
     let (store, _writer) = Store::open(&bed.config).await.unwrap();
-    let sealed: Vec<Vec<u8>> =
-        sqlx::query_scalar("SELECT sealed FROM token").fetch_all(&store.readers).await.unwrap();
-    assert!(sealed.iter().all(|sealed| sealing::key_id(sealed) == Some(id)));
+    let sealed: Vec<(Vec<u8>,)> = store.rows("tokens", "SELECT sealed FROM token", ()).await.unwrap();
+    assert!(sealed.iter().all(|(sealed,)| sealing::key_id(sealed) == Some(id)));
 }
 
 #[tokio::test]
@@ -313,13 +307,13 @@ async fn a_rotation_that_is_cut_short_behind_any_step_loses_nothing() {
     for done in 0..=STEPS.len() {
         let bed = Bed::filled().await;
         let old = bed.key();
-        let (mut connection, keys) = connect(&bed.config).await.unwrap();
-        sealed::establish(&bed.config, &mut connection, &keys).await.unwrap();
+        let (mut connection, keys) = connect(&bed.config).unwrap();
+        sealed::establish(&bed.config, &mut connection, &keys).unwrap();
         let new = Key::new(SecretBox::new(Box::new([done as u8; 32])));
         let id = new.id();
         let mut rotation = Rotation { config: &bed.config, connection: &mut connection, keys: &keys, new };
         for step in &STEPS[..done] {
-            rotation.step(*step).await.unwrap();
+            rotation.step(*step).unwrap();
         }
         // As a kill leaves it: no handler runs, the connection is not closed.
         std::mem::forget(connection);
@@ -381,7 +375,7 @@ async fn writes_and_rotations_at_the_same_time_lose_nothing() {
 async fn several_processes_that_start_together_make_one_key() {
     let bed = Bed::new();
     create(&bed.config.path).unwrap();
-    drop(connect(&bed.config).await.unwrap());
+    drop(connect(&bed.config).unwrap());
     let starts = (0..8).map(async |number| {
         let name = format!("m{number}");
         bed.keep(&name, &token(&name)).await.unwrap();

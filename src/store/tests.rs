@@ -30,6 +30,16 @@ impl Opened {
         let (store, writer) = Store::open(&self.config).await.unwrap();
         Self { store, writing: tokio::spawn(writer.run()), ..self }
     }
+
+    /// Changes the database, as another program would.
+    pub(super) fn sql(&self, sql: &str, values: impl rusqlite::Params) {
+        bare(&self.config.path).unwrap().execute(sql, values).unwrap();
+    }
+
+    /// Makes a message's recipients bytes that are no text.
+    pub(super) fn damage(&self, id: QueueId) {
+        self.sql("UPDATE message SET recipients = CAST(x'5bff' AS TEXT) WHERE id = ?1", [id.0]);
+    }
 }
 
 pub(super) fn at(second: i64) -> Timestamp {
@@ -107,10 +117,10 @@ async fn a_rotated_token_replaces_the_last_one_but_never_a_newer_consent() {
     };
     let store = &opened.store;
     let mut changes = store.changes().await.unwrap();
-    changes.seen().await.unwrap();
-    assert!(!changes.seen().await.unwrap());
+    changes.seen().unwrap();
+    assert!(!changes.seen().unwrap());
     store.keep_token(&john(), token("first", 0)).await.unwrap();
-    assert!(changes.seen().await.unwrap());
+    assert!(changes.seen().unwrap());
     let rotated = |secret| StoredToken { refreshed_at: Some(at(1)), ..token(secret, 0) };
     store.keep_token(&john(), rotated("rotated")).await.unwrap();
     assert_eq!(store.token(&john()).await.unwrap().unwrap().refresh_token.expose_secret(), "rotated");
@@ -240,12 +250,11 @@ async fn a_closed_store_ends_its_writer_whoever_still_holds_it() {
 
 #[tokio::test]
 async fn a_newer_versions_store_is_said() {
-    let Opened { store, writing, config, _folder } = open().await;
+    let opened = open().await;
+    opened.sql("INSERT INTO _sqlx_migrations VALUES (99, 'later', '2030-01-01', 1, x'00', 1)", ());
+    let Opened { store, writing, config, _folder } = opened;
     store.close().await;
     writing.await.unwrap();
-    let mut database = options(&config.path).connect().await.unwrap();
-    let newer = "INSERT INTO _sqlx_migrations VALUES (99, 'later', '2030-01-01', 1, x'00', 1)";
-    sqlx::query(newer).execute(&mut database).await.unwrap();
     let error = Store::open(&config).await.map(drop).unwrap_err();
     assert!(matches!(error, Error::Newer { version: 99, .. }), "{error:?}");
 }

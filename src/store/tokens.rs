@@ -1,7 +1,8 @@
 //! The tokens' rows: one refresh token, sealed, for each mailbox whose owner consented. No statement deletes one.
 
 use super::queue::address;
-use super::writer::{Write, run, unencodable};
+use super::sql::{run, unencodable};
+use super::writer::Write;
 use super::{Error, Store, millis, sealed, timestamp};
 use crate::address::Address;
 use crate::sealing::{Keyring, Owner};
@@ -44,13 +45,8 @@ impl Store {
     /// # Errors
     /// The disk's, and a token whose key is not there or that was changed ([`Error::Sealed`]).
     pub async fn token(&self, mailbox: &Address) -> Result<Option<StoredToken>, Error> {
-        let row: Option<Row> = sqlx::query_as(
-            "SELECT tenant, client_id, sealed, consented_at, refreshed_at FROM token WHERE mailbox = $1",
-        )
-        .bind(mailbox.as_str())
-        .fetch_optional(&self.readers)
-        .await
-        .map_err(|source| Error::Read { operation: "a token", source })?;
+        let sql = "SELECT tenant, client_id, CAST(sealed AS BLOB), consented_at, refreshed_at FROM token WHERE mailbox = ?1";
+        let row: Option<Row> = self.first("a token", sql, [mailbox.as_str()]).await?;
         let Some((tenant, client_id, sealed, consented_at, refreshed_at)) = row else {
             return Ok(None);
         };
@@ -71,10 +67,8 @@ impl Store {
     /// # Errors
     /// The disk's.
     pub async fn consents(&self) -> Result<Vec<(Address, Timestamp)>, Error> {
-        let rows: Vec<(String, i64)> = sqlx::query_as("SELECT mailbox, consented_at FROM token")
-            .fetch_all(&self.readers)
-            .await
-            .map_err(|source| Error::Read { operation: "consents", source })?;
+        let sql = "SELECT mailbox, consented_at FROM token";
+        let rows: Vec<(String, i64)> = self.rows("consents", sql, ()).await?;
         Ok(rows
             .into_iter()
             .filter_map(|(mailbox, at)| Some((address(&mailbox).ok()?, timestamp(at))))

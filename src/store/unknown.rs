@@ -2,7 +2,8 @@
 
 use super::message::{Due, Recipient, RecipientState, Settlement};
 use super::queue::{QueueWrite, due, encode, settle};
-use super::writer::{Write, rows, run};
+use super::sql::{rows, run};
+use super::writer::Write;
 use super::{Error, QueueId, Store, millis};
 use crate::address::Address;
 use jiff::Timestamp;
@@ -64,18 +65,12 @@ impl Store {
     /// # Errors
     /// The disk's.
     pub async fn unknown(&self, mailbox: &Address, now: Timestamp, limit: u32) -> Result<Vec<Due>, Error> {
-        let rows = sqlx::query(due!(
+        let sql = due!(
             "INDEXED BY message_unknown \
-             WHERE state = 'waiting' AND mailbox = $1 AND next_attempt_at <= $2 AND unknown_since IS NOT NULL \
-             ORDER BY next_attempt_at, id LIMIT $3"
-        ))
-        .bind(mailbox.as_str())
-        .bind(millis(now))
-        .bind(limit)
-        .fetch_all(&self.readers)
-        .await
-        .map_err(|source| Error::Read { operation: "messages with an unknown outcome", source })?;
-        self.readable(&rows).await
+             WHERE state = 'waiting' AND mailbox = ?1 AND next_attempt_at <= ?2 AND unknown_since IS NOT NULL \
+             ORDER BY next_attempt_at, id LIMIT ?3"
+        );
+        self.due_rows("messages with an unknown outcome", sql, mailbox, now, limit).await
     }
 }
 

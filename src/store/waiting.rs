@@ -41,16 +41,10 @@ impl Store {
         after: Option<QueueId>,
         limit: u32,
     ) -> Result<Vec<Reroutable>, Error> {
-        let rows: Vec<(i64, Option<String>, String)> = sqlx::query_as(
-            "SELECT id, header_from, mail_from FROM message \
-             WHERE mailbox = $1 AND state = 'waiting' AND unknown_since IS NULL AND id > $2 ORDER BY id LIMIT $3",
-        )
-        .bind(mailbox.as_str())
-        .bind(after.map_or(-1, |id| id.0))
-        .bind(limit)
-        .fetch_all(&self.readers)
-        .await
-        .map_err(|source| Error::Read { operation: "messages to reroute", source })?;
+        let sql = "SELECT id, header_from, mail_from FROM message \
+                   WHERE mailbox = ?1 AND state = 'waiting' AND unknown_since IS NULL AND id > ?2 ORDER BY id LIMIT ?3";
+        let values = (mailbox.to_string(), after.map_or(-1, |id| id.0), limit);
+        let rows: Vec<(i64, Option<String>, String)> = self.rows("messages to reroute", sql, values).await?;
         let message = |(id, from, mail_from)| Reroutable { id: QueueId(id), from, mail_from };
         Ok(rows.into_iter().map(message).collect())
     }
@@ -68,17 +62,10 @@ impl Store {
         limit: u32,
     ) -> Result<Vec<(QueueId, Option<String>)>, Error> {
         // An id is the microsecond of its arrival.
-        let rows: Vec<(i64, Option<String>)> = sqlx::query_as(
-            "SELECT id, message_id FROM message \
-             WHERE id > $2 AND id <= $3 AND mailbox = $1 AND state IN ('waiting', 'sending') ORDER BY id LIMIT $4",
-        )
-        .bind(mailbox.as_str())
-        .bind(after.as_microsecond())
-        .bind(until.as_microsecond())
-        .bind(limit)
-        .fetch_all(&self.readers)
-        .await
-        .map_err(|source| Error::Read { operation: "messages that wait for long", source })?;
+        let sql = "SELECT id, message_id FROM message \
+                   WHERE id > ?2 AND id <= ?3 AND mailbox = ?1 AND state IN ('waiting', 'sending') ORDER BY id LIMIT ?4";
+        let values = (mailbox.to_string(), after.as_microsecond(), until.as_microsecond(), limit);
+        let rows: Vec<(i64, Option<String>)> = self.rows("messages that wait for long", sql, values).await?;
         Ok(rows.into_iter().map(|(id, message_id)| (QueueId(id), message_id)).collect())
     }
 }

@@ -38,8 +38,7 @@ async fn a_message_of_which_an_attempt_was_lost_can_be_cancelled_unless_another_
     let new = message(store, &["a@x.test"]);
     let id = new.id;
     store.accept(new).await.unwrap();
-    let mut older = options(&opened.config.path).connect().await.unwrap();
-    sqlx::query("UPDATE message SET attempts = 1").execute(&mut older).await.unwrap();
+    opened.sql("UPDATE message SET attempts = 1", ());
     let before = store.queued_one(id).await.unwrap().unwrap();
     store.book(id, 1, at(1)).await.unwrap();
     assert!(!store.cancel(&before, None, at(2)).await.unwrap(), "it is being sent");
@@ -59,11 +58,8 @@ async fn a_row_that_is_no_text_keeps_no_other_from_being_taken_up() {
         store.accept(new).await.unwrap();
         store.book(id, 1, at(1)).await.unwrap();
     }
-    let mut damaging = options(&opened.config.path).connect().await.unwrap();
-    let damage =
-        sqlx::query("UPDATE message SET recipients = CAST(x'5bff' AS TEXT) WHERE id = $1").bind(first.0);
-    damage.execute(&mut damaging).await.unwrap();
-    sqlx::query("INSERT INTO backup VALUES (1, 0, NULL)").execute(&mut damaging).await.unwrap();
+    opened.damage(first);
+    opened.sql("INSERT INTO backup VALUES (1, 0, NULL)", ());
     store.recover(at(5)).await.unwrap();
     store.take_up_backup(at(6)).await.unwrap().unwrap();
     let due = store.unknown(&john(), at(6), 10).await.unwrap();
@@ -262,22 +258,17 @@ async fn who_gives_a_message_up_does_not_overrule_a_person_who_was_faster() {
 
 /// [`Store::totals`], counted anew.
 async fn recount(store: &Store) -> Vec<(String, i64, i64, i64, i64, Option<i64>)> {
-    sqlx::query_as(
-        "SELECT mailbox, sum(state <> 'failed'), sum(state = 'failed'), sum(state = 'held'), \
+    let sql = "SELECT mailbox, sum(state <> 'failed'), sum(state = 'failed'), sum(state = 'held'), \
          sum(CASE WHEN state IN ('waiting', 'sending') THEN \
              CASE WHEN json_valid(recipients) THEN json_array_length(recipients) ELSE 1 END ELSE 0 END), \
-         min(CASE WHEN state <> 'failed' THEN received_at END) FROM message GROUP BY mailbox ORDER BY mailbox",
-    )
-    .fetch_all(&store.readers)
-    .await
-    .unwrap()
+         min(CASE WHEN state <> 'failed' THEN received_at END) FROM message GROUP BY mailbox ORDER BY mailbox";
+    store.rows("the totals, counted anew", sql, ()).await.unwrap()
 }
 
 #[tokio::test]
 async fn the_totals_are_right_whatever_becomes_of_the_messages() {
     let opened = open().await;
     let store = &opened.store;
-    let mut damaging = options(&opened.config.path).connect().await.unwrap();
     let mut random = StdRng::seed_from_u64(1);
     for second in 0..600 {
         let queued = store.queued(None, 100).await.unwrap();
@@ -322,8 +313,7 @@ async fn the_totals_are_right_whatever_becomes_of_the_messages() {
             9 => drop(store.cancel(message, None, now).await.unwrap()),
             10 => store.reroute(id, jane(), Rule::First, None, second % 2 == 0).await.unwrap(),
             11 if second % 5 == 0 => {
-                let damage = sqlx::query("UPDATE message SET recipients = '{' WHERE id = $1").bind(id.0);
-                damage.execute(&mut damaging).await.map(drop).unwrap();
+                opened.sql("UPDATE message SET recipients = '{' WHERE id = ?1", [id.0]);
             }
             11 => store.set_aside(id).await.unwrap(),
             _ => store.recover(now).await.unwrap(),

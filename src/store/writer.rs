@@ -6,12 +6,13 @@ use super::inbox::InboxWrite;
 use super::invites::InviteWrite;
 use super::queue::QueueWrite;
 use super::report::ReportWrite;
+use super::sql::run;
 use super::tokens::StoredToken;
 use super::{Error, by_hand, future, inbox, invites, queue, report, restored, tokens};
 use crate::address::Address;
 use crate::sealing::Keyring;
 use jiff::Timestamp;
-use rusqlite::{Connection, Params, Row};
+use rusqlite::Connection;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -156,7 +157,7 @@ impl Writer {
                     self.note(written.as_ref().err());
                     drop(job.done.send(written.map_err(|source| match source {
                         rusqlite::Error::QueryReturnedNoRows => Error::Changed,
-                        source => Error::Write { operation, source: source.into() },
+                        source => Error::Write { operation, source },
                     })));
                 }
             } else {
@@ -230,29 +231,6 @@ fn commit<'w>(
         drop(run(connection, "ROLLBACK", []));
     }
     written
-}
-
-/// Runs a statement, which is prepared once; returns how many rows it changed.
-pub(super) fn run(connection: &Connection, sql: &str, values: impl Params) -> Result<usize, rusqlite::Error> {
-    connection.prepare_cached(sql)?.execute(values)
-}
-
-/// All rows that a query finds.
-pub(super) fn rows<R>(
-    connection: &Connection,
-    sql: &str,
-    values: impl Params,
-) -> Result<Vec<R>, rusqlite::Error>
-where
-    R: for<'r> TryFrom<&'r Row<'r>, Error = rusqlite::Error>,
-{
-    let mut query = connection.prepare_cached(sql)?;
-    query.query_and_then(values, |row| R::try_from(row))?.collect()
-}
-
-/// A value that cannot be written as it should be.
-pub(super) fn unencodable(error: impl std::error::Error + Send + Sync + 'static) -> rusqlite::Error {
-    rusqlite::Error::ToSqlConversionFailure(Box::new(error))
 }
 
 #[cfg(test)]

@@ -245,19 +245,17 @@ async fn an_answer_without_a_refresh_token_keeps_the_old_one() {
 
 #[tokio::test]
 async fn a_disk_that_fails_withholds_the_token_and_loses_nothing() {
-    use sqlx::{ConnectOptions, Executor};
     let bed = Bed::start(Some(stored("refresh-0-secret", CONSENT)), []).await;
     bed.token().await.unwrap();
-    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(bed.folder.path().join("relay.db"));
-    let mut disk = options.connect().await.unwrap();
+    let disk = rusqlite::Connection::open(bed.folder.path().join("relay.db")).unwrap();
     let full = "CREATE TRIGGER full BEFORE INSERT ON token BEGIN SELECT raise(ABORT, 'disk full'); END";
-    disk.execute(full).await.unwrap();
+    disk.execute_batch(full).unwrap();
     let first = bed.token().await.unwrap();
     bed.tokens.refused(&john(), &first);
     let failure = bed.token().await.unwrap_err();
     assert_eq!((failure.class, failure.code.as_str()), (Class::Transient, "store"));
     assert!(failure.reply.contains("disk full"), "{failure}");
-    disk.execute("DROP TRIGGER full").await.unwrap();
+    disk.execute_batch("DROP TRIGGER full").unwrap();
     eventually("the commit", || bed.state().state == State::Ok).await;
     assert_eq!(bed.token().await.unwrap().secret(), "access-2-secret");
     assert_eq!(bed.kept().await.refresh_token.expose_secret(), "refresh-2-secret");

@@ -6,14 +6,13 @@ use crate::support::entra;
 use crate::support::imap::Fault;
 use crate::support::odoo::Answer;
 use crate::support::script::Rule;
+use crate::support::store;
 use crate::support::wait::{SOON, until};
 use outlook_relay::address::Address;
 use outlook_relay::clock;
 use outlook_relay::failure::Class;
 use outlook_relay::odoo::Intake;
 use outlook_relay::store::{Mark, PushState};
-use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{Connection, SqliteConnection};
 
 #[tokio::test]
 async fn the_first_start_takes_what_is_unread_and_then_what_comes() {
@@ -469,8 +468,7 @@ async fn nothing_is_pushed_that_cannot_be_booked() {
     let world = World::new().await;
     let watching = world.start(&[JOHN]).await;
     world.another_look().await;
-    let options = SqliteConnectOptions::new().filename(world.folder.path().join("relay.db"));
-    let mut database = SqliteConnection::connect_with(&options).await.unwrap();
+    let database = store::open(world.folder.path().join("relay.db"));
     let first = world.deliver(JOHN, "1@x.test");
     world.until_seen(JOHN, first).await;
     let broken = format!(
@@ -478,13 +476,13 @@ async fn nothing_is_pushed_that_cannot_be_booked() {
          BEGIN SELECT raise(FAIL, 'disk is full'); END",
         first + 1
     );
-    sqlx::query(sqlx::AssertSqlSafe(broken)).execute(&mut database).await.unwrap();
+    database.execute_batch(&broken).unwrap();
     let (second, _third) = (world.deliver(JOHN, "2@x.test"), world.deliver(JOHN, "3@x.test"));
     // What became of it is written down although the next one cannot be booked.
     world.until_seen(JOHN, second).await;
     world.another_look().await;
     assert_eq!(world.posted(), ["<1@x.test>", "<2@x.test>"]);
-    sqlx::query("DROP TRIGGER broken").execute(&mut database).await.unwrap();
+    database.execute_batch("DROP TRIGGER broken").unwrap();
     until(SOON, "the third", || world.odoo.posts().len() == 3).await;
     watching.stop().await;
     assert_eq!(world.posted(), ["<1@x.test>", "<2@x.test>", "<3@x.test>"]);

@@ -34,6 +34,7 @@ pub mod script;
 pub mod server;
 pub mod smtp;
 mod smtp_session;
+pub mod store;
 pub mod tls;
 pub mod wait;
 pub mod wire;
