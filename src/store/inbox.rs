@@ -221,49 +221,7 @@ impl Store {
             .collect()
     }
 
-    /// Writes down what became of a message: `Pushing` before the push (it counts the try), then its outcome.
-    /// `answer` is what Odoo said; `next_try_at` matters for those that are refused or wait.
-    ///
-    /// # Errors
-    /// The disk's.
-    #[expect(clippy::too_many_arguments, reason = "a ledger row is its key and its new values")]
-    pub async fn note_push(
-        &self,
-        mailbox: &Address,
-        folder: &str,
-        uidvalidity: u32,
-        uid: u32,
-        state: PushState,
-        message_id: Option<String>,
-        answer: Option<String>,
-        next_try_at: Timestamp,
-        at: Timestamp,
-    ) -> Result<(), Error> {
-        let note = Note { message_id, answer, ..Note::default() };
-        self.note_push_of(mailbox, folder, uidvalidity, uid, state, note, next_try_at, at).await
-    }
-
-    /// As [`Store::note_push`], with all that is to be noted.
-    ///
-    /// # Errors
-    /// The disk's.
-    #[expect(clippy::too_many_arguments, reason = "a ledger row is its key and its new values")]
-    pub async fn note_push_of(
-        &self,
-        mailbox: &Address,
-        folder: &str,
-        uidvalidity: u32,
-        uid: u32,
-        state: PushState,
-        note: Note,
-        next_try_at: Timestamp,
-        at: Timestamp,
-    ) -> Result<(), Error> {
-        let update = Update { uid, state, note, next_try_at, at };
-        self.note_pushes(mailbox, folder, uidvalidity, vec![update]).await
-    }
-
-    /// The same for several messages of a folder, in one commit: all of it is on disk then, or nothing.
+    /// Writes down what becomes of messages of a folder, in one commit: all of it is on disk then, or nothing.
     ///
     /// # Errors
     /// The disk's.

@@ -1,15 +1,15 @@
 //! What is removed from the ledger, and what stays.
 
 use super::super::tests::{Opened, at, john, open};
-use super::super::{Mark, Note, PushState};
+use super::super::{Mark, Note, PushState, Update};
 
 /// A message of a folder in some state since a second.
 async fn received(opened: &Opened, folder: &str, uidvalidity: u32, uid: u32, state: PushState, second: i64) {
     let store = &opened.store;
     store.found(&john(), folder, Mark { uidvalidity, uid }, vec![uid], at(0)).await.unwrap();
     let note = Note { message_id: Some(format!("<{folder}.{uidvalidity}.{uid}@t>")), ..Note::default() };
-    let (john, then) = (john(), at(second));
-    store.note_push_of(&john, folder, uidvalidity, uid, state, note, then, then).await.unwrap();
+    let update = Update { uid, state, note, next_try_at: at(second), at: at(second) };
+    store.note_pushes(&john(), folder, uidvalidity, vec![update]).await.unwrap();
 }
 
 /// Which of them `once` still knows.
@@ -87,8 +87,8 @@ async fn bounces_are_counted_when_odoo_takes_them() {
     store.found(&john(), "INBOX", Mark { uidvalidity: 7, uid: 2 }, vec![1, 2], at(0)).await.unwrap();
     for (uid, bounce) in [(1, true), (2, false)] {
         let note = Note { bounce, ..Note::default() };
-        let (state, then) = (PushState::Pushed, at(1));
-        store.note_push_of(&john(), "INBOX", 7, uid, state, note, then, then).await.unwrap();
+        let update = Update { uid, state: PushState::Pushed, note, next_try_at: at(1), at: at(1) };
+        store.note_pushes(&john(), "INBOX", 7, vec![update]).await.unwrap();
     }
     let opened = opened.reopen().await;
     let line = &opened.store.inboxes().await.unwrap()[0];

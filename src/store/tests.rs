@@ -153,7 +153,9 @@ async fn the_ledger_remembers_what_was_found_and_what_was_pushed() {
 
     let id = Some("<m@x>".to_owned());
     let note = async |uid, state, next| {
-        store.note_push(&john(), "INBOX", 7, uid, state, id.clone(), None, next, at(2)).await.unwrap();
+        let note = Note { message_id: id.clone(), ..Note::default() };
+        let update = Update { uid, state, note, next_try_at: next, at: at(2) };
+        store.note_pushes(&john(), "INBOX", 7, vec![update]).await.unwrap();
     };
     note(10, PushState::Pushing, at(2)).await;
     let pushing = store.to_push(&john(), "INBOX", 7, at(2), 1).await.unwrap();
@@ -218,8 +220,9 @@ async fn another_uidvalidity_closes_what_was_open_under_the_old_one() {
     let store = &opened.store;
     let (old, new) = (Mark { uidvalidity: 7, uid: 12 }, Mark { uidvalidity: 8, uid: 3 });
     store.found(&john(), "INBOX", old, vec![10, 11, 12], at(0)).await.unwrap();
-    let id = Some("<m@x>".to_owned());
-    store.note_push(&john(), "INBOX", 7, 10, PushState::Done, id, None, at(0), at(0)).await.unwrap();
+    let note = Note { message_id: Some("<m@x>".to_owned()), ..Note::default() };
+    let done = Update { uid: 10, state: PushState::Done, note, next_try_at: at(0), at: at(0) };
+    store.note_pushes(&john(), "INBOX", 7, vec![done]).await.unwrap();
     store.found(&john(), "Other", old, vec![1], at(0)).await.unwrap();
     store.found(&john(), "INBOX", new, vec![2], at(1)).await.unwrap();
     let open = async |folder, uidvalidity| {
@@ -246,6 +249,29 @@ async fn a_closed_store_ends_its_writer_whoever_still_holds_it() {
         .unwrap();
     let late = message(&clone, &["a@x"]);
     assert!(matches!(clone.accept(late).await, Err(Error::Closed)));
+}
+
+#[tokio::test]
+async fn who_keeps_the_store_locked_is_waited_for_once_and_not_by_each() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = Config::at(folder.path().join("relay.db"));
+    let (store, writer) = Store::open(&config).await.unwrap();
+    let other = bare(&config.path).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    // In one batch: nobody writes yet.
+    let mut writes: Vec<_> = (0..3).map(|_| Box::pin(store.probe())).collect();
+    for write in &mut writes {
+        assert!(futures_util::poll!(write).is_pending());
+    }
+    tokio::spawn(writer.run());
+    for write in writes {
+        let error = write.await.unwrap_err();
+        assert!(matches!(error, Error::Write { .. }), "{error:?}");
+        if !other.is_autocommit() {
+            other.execute_batch("ROLLBACK").unwrap();
+        }
+    }
+    store.probe().await.unwrap();
 }
 
 #[tokio::test]

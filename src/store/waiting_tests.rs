@@ -159,7 +159,8 @@ async fn no_sender_waits_for_a_time_that_a_clock_showed_before_it_was_set_back()
     store.found(&john, "INBOX", mark, vec![1], at(day)).await.unwrap();
     let note =
         Note { message_id: Some("<1@x>".to_owned()), sender: Some("a@x.test".to_owned()), ..Note::default() };
-    store.note_push_of(&john, "INBOX", 7, 1, PushState::Pushing, note, at(day), at(day)).await.unwrap();
+    let update = Update { uid: 1, state: PushState::Pushing, note, next_try_at: at(day), at: at(day) };
+    store.note_pushes(&john, "INBOX", 7, vec![update]).await.unwrap();
     store.forget_future(at(5)).await.unwrap();
     assert_eq!(store.pushed_of("a@x.test", at(0)).await.unwrap(), [at(5)]);
     assert_eq!(store.inboxes().await.unwrap()[0].looked_at, at(5));
@@ -177,7 +178,8 @@ async fn what_is_wanted_back_while_it_is_moved_to_quarantine_comes_back() {
             refused: true,
             ..Note::default()
         };
-        store.note_push_of(&john, "INBOX", 7, uid, PushState::Refused, note, at(9), at(1)).await.unwrap();
+        let update = Update { uid, state: PushState::Refused, note, next_try_at: at(9), at: at(1) };
+        store.note_pushes(&john, "INBOX", 7, vec![update]).await.unwrap();
     }
     let quarantined = store.quarantined(Some(&john)).await.unwrap();
     let wanted = quarantined.iter().find(|message| message.uid == 2).unwrap();

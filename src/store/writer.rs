@@ -12,7 +12,7 @@ use super::{Error, by_hand, future, inbox, invites, queue, report, restored, tok
 use crate::address::Address;
 use crate::sealing::Keyring;
 use jiff::Timestamp;
-use rusqlite::Connection;
+use rusqlite::{Connection, ErrorCode};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -150,10 +150,18 @@ impl Writer {
             let begun = Instant::now();
             if let Err(error) = commit(&self.connection, &self.keys, batch.iter().map(|job| &job.write)) {
                 tracing::debug!(error = %crate::failure::chain(&error), together = batch.len(), "commit failed");
-                // One bad write must not fail the others: each gets a transaction, and an answer, of its own.
                 for job in batch.drain(..) {
                     let operation = job.write.operation();
-                    let written = commit(&self.connection, &self.keys, std::iter::once(&job.write));
+                    let written = match &error {
+                        // Somebody else keeps the store locked: each of them would wait for that as long again.
+                        rusqlite::Error::SqliteFailure(code, text)
+                            if code.code == ErrorCode::DatabaseBusy =>
+                        {
+                            Err(rusqlite::Error::SqliteFailure(*code, text.clone()))
+                        }
+                        // One bad write must not fail the others: each gets a transaction, and an answer, of its own.
+                        _ => commit(&self.connection, &self.keys, std::iter::once(&job.write)),
+                    };
                     self.note(written.as_ref().err());
                     drop(job.done.send(written.map_err(|source| match source {
                         rusqlite::Error::QueryReturnedNoRows => Error::Changed,

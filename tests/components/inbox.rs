@@ -12,7 +12,15 @@ use outlook_relay::address::Address;
 use outlook_relay::clock;
 use outlook_relay::failure::Class;
 use outlook_relay::odoo::Intake;
-use outlook_relay::store::{Mark, PushState};
+use outlook_relay::store::{Mark, Note, PushState, Store, Update};
+
+/// What the ledger says of a message of John's.
+async fn note(store: &Store, uidvalidity: u32, uid: u32, state: PushState, message_id: Option<&str>) {
+    let (john, now) = (Address::normalise(JOHN).unwrap(), clock::now());
+    let note = Note { message_id: message_id.map(str::to_owned), ..Note::default() };
+    let update = Update { uid, state, note, next_try_at: now, at: now };
+    store.note_pushes(&john, "INBOX", uidvalidity, vec![update]).await.unwrap();
+}
 
 #[tokio::test]
 async fn the_first_start_takes_what_is_unread_and_then_what_comes() {
@@ -122,8 +130,7 @@ async fn what_a_crash_left_unknown_is_asked_for_first() {
     let (mark, now) = (Mark { uidvalidity, uid: lost }, clock::now());
     store.found(&john, "INBOX", mark, vec![arrived, lost], now).await.unwrap();
     for (uid, id) in [(arrived, "<arrived@x.test>"), (lost, "<lost@x.test>")] {
-        let (state, id) = (PushState::Pushing, Some(id.to_owned()));
-        store.note_push(&john, "INBOX", uidvalidity, uid, state, id, None, now, now).await.unwrap();
+        note(&store, uidvalidity, uid, PushState::Pushing, Some(id)).await;
     }
     drop(store);
     before.stop().await;
@@ -330,7 +337,7 @@ async fn a_poisonous_message_that_breaks_odoo_is_set_aside() {
     let store = before.store.clone();
     store.found(&john, "INBOX", mark, vec![poison], now).await.unwrap();
     for state in [PushState::Pushing, PushState::Waiting].repeat(7) {
-        store.note_push(&john, "INBOX", uidvalidity, poison, state, None, None, now, now).await.unwrap();
+        note(&store, uidvalidity, poison, state, None).await;
     }
     drop(store);
     before.stop().await;
@@ -364,7 +371,7 @@ async fn an_outage_counts_against_no_message() {
     let (mark, store) = (Mark { uidvalidity, uid: first }, before.store.clone());
     store.found(&john, "INBOX", mark, vec![first], now).await.unwrap();
     for state in [PushState::Pushing, PushState::Waiting].repeat(5) {
-        store.note_push(&john, "INBOX", uidvalidity, first, state, None, None, now, now).await.unwrap();
+        note(&store, uidvalidity, first, state, None).await;
     }
     drop(store);
     before.stop().await;
@@ -388,7 +395,7 @@ async fn a_message_for_which_odoo_has_no_rights_holds_up_no_other_for_ever() {
     let (mark, store) = (Mark { uidvalidity, uid: bad }, before.store.clone());
     store.found(&john, "INBOX", mark, vec![bad], now).await.unwrap();
     for state in [PushState::Pushing, PushState::Waiting].repeat(7) {
-        store.note_push(&john, "INBOX", uidvalidity, bad, state, None, None, now, now).await.unwrap();
+        note(&store, uidvalidity, bad, state, None).await;
     }
     drop(store);
     before.stop().await;

@@ -14,6 +14,7 @@ use super::imap_data::{header_lines, reported};
 use super::json2;
 use super::script::{Rule, Script};
 use super::server::Server;
+use super::wait;
 use super::wire::Wire;
 use super::xmlrpc::{Value, element, fault, parse_call, response};
 
@@ -175,7 +176,7 @@ impl Odoo {
         version.clone_into(&mut self.shared.version.lock().unwrap());
     }
 
-    /// `message_process` answers so long after the call came.
+    /// `message_process` takes this long.
     pub fn set_delay(&self, delay: Duration) {
         *self.shared.delay.lock().unwrap() = delay;
     }
@@ -215,11 +216,10 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream) {
     let Ok(Some(request)) = http::read_request(&mut wire).await else {
         return;
     };
-    let arrived = Instant::now();
     let (method, path) = (request.method.as_str(), request.path.as_str());
     let is_json = !path.starts_with("/xmlrpc/");
     let reply = match (method, path, path.strip_prefix("/json/2/").and_then(|rest| rest.split_once('/'))) {
-        ("POST", _, Some((model, method))) => json(&shared, arrived, &request, model, method).await,
+        ("POST", _, Some((model, method))) => json(&shared, &request, model, method).await,
         ("GET", "/web/version", _) if shared.version.lock().unwrap().starts_with("19") => {
             version(&shared, "version")
         }
@@ -227,7 +227,7 @@ async fn serve(shared: Arc<Shared>, stream: TcpStream) {
             _ if method != "POST" => Reply::Status(404),
             None => Reply::Status(400),
             Some((method, params)) if path == "/xmlrpc/2/common" => common(&shared, &method, &params),
-            Some((method, params)) if method == "execute_kw" => object(&shared, arrived, params).await,
+            Some((method, params)) if method == "execute_kw" => object(&shared, params).await,
             Some(_) => Reply::Status(404),
         },
         _ => Reply::Status(404),
@@ -314,13 +314,7 @@ fn common(shared: &Shared, method: &str, params: &[Value]) -> Reply {
 }
 
 /// A call over JSON-2: the key says who it is, the parameters have names.
-async fn json(
-    shared: &Shared,
-    arrived: Instant,
-    request: &http::Request,
-    model: &str,
-    method: &str,
-) -> Reply {
+async fn json(shared: &Shared, request: &http::Request, model: &str, method: &str) -> Reply {
     let no_json2 = !shared.version.lock().unwrap().starts_with("19");
     if no_json2 || request.header("x-odoo-database").is_some_and(|database| database != DATABASE) {
         return Reply::Status(404);
@@ -338,10 +332,10 @@ async fn json(
     if let Some(wrong) = json2::wrong_parameters(method, &named) {
         return Reply::Fault(422, wrong);
     }
-    called(shared, arrived, model, method, Value::Array(Vec::new()), Value::Struct(named)).await
+    called(shared, model, method, Value::Array(Vec::new()), Value::Struct(named)).await
 }
 
-async fn object(shared: &Shared, arrived: Instant, params: Vec<Value>) -> Reply {
+async fn object(shared: &Shared, params: Vec<Value>) -> Reply {
     let mut params = params.into_iter();
     let mut next = || params.next().unwrap_or(Value::Nil);
     let (database, uid, password) = (next(), next(), next());
@@ -355,26 +349,18 @@ async fn object(shared: &Shared, arrived: Instant, params: Vec<Value>) -> Reply 
     if uid != Value::Int(UID) || !right {
         return access_denied();
     }
-    called(shared, arrived, model.text().unwrap_or_default(), method.text().unwrap_or_default(), args, kwargs)
-        .await
+    called(shared, model.text().unwrap_or_default(), method.text().unwrap_or_default(), args, kwargs).await
 }
 
 /// A method, called by the user.
-async fn called(
-    shared: &Shared,
-    arrived: Instant,
-    model: &str,
-    method: &str,
-    args: Value,
-    kwargs: Value,
-) -> Reply {
+async fn called(shared: &Shared, model: &str, method: &str, args: Value, kwargs: Value) -> Reply {
     let called = format!("{model}.{method}");
     shared.calls.lock().unwrap().push(called.clone());
     if let Some(broken) = broken(shared, &called) {
         return broken;
     }
     match (model, method) {
-        ("mail.thread", "message_process") => message_process(shared, arrived, args, kwargs).await,
+        ("mail.thread", "message_process") => message_process(shared, args, kwargs).await,
         (_, "check_access_rights") => bool(true),
         (_, "search_count") if shared.unreadable.lock().unwrap().as_deref() == Some(model) => {
             Reply::Fault(4, format!("You are not allowed to access '{model}' records."))
@@ -431,16 +417,8 @@ fn notifications(shared: &Shared, domain: Option<&Value>) -> usize {
     usize::from(shared.bounces.lock().unwrap().contains(&wanted))
 }
 
-/// Lets so much time pass, to the tenth of a millisecond; tokio's clock ticks once in one.
-async fn pass(time: Duration) {
-    if time > Duration::from_millis(20) {
-        tokio::time::sleep(time).await;
-    } else if !time.is_zero() {
-        tokio::task::spawn_blocking(move || std::thread::sleep(time)).await.unwrap();
-    }
-}
-
-async fn message_process(shared: &Shared, arrived: Instant, args: Value, kwargs: Value) -> Reply {
+async fn message_process(shared: &Shared, args: Value, kwargs: Value) -> Reply {
+    let begun = Instant::now();
     let Value::Array(mut args) = args else {
         return Reply::Fault(1, "args must be a list".to_owned());
     };
@@ -462,7 +440,7 @@ async fn message_process(shared: &Shared, arrived: Instant, args: Value, kwargs:
         });
     let (_in_flight, _) = shared.in_flight.enter("");
     let delay = *shared.delay.lock().unwrap();
-    pass(delay.saturating_sub(arrived.elapsed())).await;
+    wait::exactly(delay.saturating_sub(begun.elapsed())).await;
 
     let scripted = shared.script.take(&(), |only| memmem::find(&raw, only.as_bytes()).is_some());
     let mut posts = shared.posts.lock().unwrap();

@@ -33,3 +33,12 @@ pub async fn eventually<T, S: Debug>(
 pub async fn until(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     eventually(deadline, what, || if condition() { Ok(()) } else { Err("still false") }).await;
 }
+
+/// Lets so much time pass, to about the tenth of a millisecond: tokio's clock ticks once in one.
+pub async fn exactly(time: Duration) {
+    if time > Duration::from_millis(20) {
+        tokio::time::sleep(time).await;
+    } else if !time.is_zero() {
+        tokio::task::spawn_blocking(move || std::thread::sleep(time)).await.unwrap();
+    }
+}
