@@ -2,8 +2,8 @@
 
 use super::{Error, QueueId, Store, sql};
 
-/// A message of at most so many bytes is read where it is asked for: that takes about 0.1 ms.
-const SMALL: u32 = 256 << 10;
+/// A message of at most so many bytes is read where it is asked for: a few pages.
+const SMALL: u32 = 32 << 10;
 
 impl Store {
     /// A message's bytes as they came; `None`: it is not in the queue.

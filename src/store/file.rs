@@ -14,6 +14,8 @@ use tokio::task::JoinError;
 
 /// The command line writes as well, briefly.
 const BUSY: Duration = Duration::from_secs(10);
+/// More than there are statements that one connection runs again and again.
+const STATEMENTS: usize = 64;
 /// While a backup reads, the log cannot begin anew: afterwards it does not stay as large as it became. In bytes.
 const JOURNAL_LIMIT: i64 = 64 << 20;
 /// After so many pages (of 4 KiB) the log is moved into the file, which one commit waits for. Fewer: it happens to more than
@@ -72,7 +74,6 @@ pub(super) fn is_ours(connection: &Connection, path: &Path) -> Result<(), Error>
 pub(super) fn writing(path: &Path) -> Result<Connection, rusqlite::Error> {
     let connection = bare(path)?;
     connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT)?;
-    connection.set_prepared_statement_cache_capacity(64);
     Ok(connection)
 }
 
@@ -97,6 +98,7 @@ pub(super) fn read_only(path: &Path) -> Result<Connection, rusqlite::Error> {
 fn with_flags(path: &Path, access: OpenFlags) -> Result<Connection, rusqlite::Error> {
     // Only one thread at a time has it: SQLite need not lock it.
     let connection = Connection::open_with_flags(path, access | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
     connection.busy_timeout(BUSY)?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "foreign_keys", true)?;

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha384};
 use std::path::Path;
 
 /// The schema's history; rows are only ever added to the list.
-const MIGRATIONS: [(i64, &str, &str); 11] = [
+const MIGRATIONS: [(i64, &str, &str); 12] = [
     (1, "start", include_str!("migrations/0001_start.sql")),
     (2, "sealed tokens", include_str!("migrations/0002_sealed_tokens.sql")),
     (3, "invitations", include_str!("migrations/0003_invitations.sql")),
@@ -21,10 +21,14 @@ const MIGRATIONS: [(i64, &str, &str); 11] = [
     (9, "refusals", include_str!("migrations/0009_refusals.sql")),
     (10, "narrower rows", include_str!("migrations/0010_narrower.sql")),
     (11, "tally", include_str!("migrations/0011_tally.sql")),
+    (12, "due", include_str!("migrations/0012_due.sql")),
 ];
 
 /// The newest that this program knows.
-pub(super) const NEWEST: i64 = 11;
+pub(super) const NEWEST: i64 = {
+    let [.., (newest, ..)] = MIGRATIONS;
+    newest
+};
 
 const TABLE: &str = "CREATE TABLE IF NOT EXISTS _sqlx_migrations (version BIGINT PRIMARY KEY, description TEXT NOT NULL, \
      installed_on TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP, success BOOLEAN NOT NULL, checksum BLOB NOT NULL, \
@@ -47,13 +51,10 @@ pub(super) fn version(connection: &Connection) -> Result<i64, rusqlite::Error> {
 /// The disk's, and a store that has seen other steps.
 pub(super) fn migrate(connection: &mut Connection, path: &Path, to: i64) -> Result<(), Error> {
     let failed = opening(path);
-    if version(connection).map_err(&failed)? > 0 {
-        compare(connection, path)?;
-    }
-    while version(connection).map_err(&failed)? < to {
-        // Another process may be at it as well.
+    while seen(connection, path)? < to {
         let step = connection.transaction_with_behavior(TransactionBehavior::Immediate).map_err(&failed)?;
-        let seen = version(&step).map_err(&failed)?;
+        // Another process may be at it as well.
+        let seen = seen(&step, path)?;
         if let Some(&(next, name, sql)) = MIGRATIONS.iter().find(|(next, ..)| *next > seen) {
             step.execute_batch(TABLE).and_then(|()| step.execute_batch(sql)).map_err(&failed)?;
             let note = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
@@ -65,8 +66,12 @@ pub(super) fn migrate(connection: &mut Connection, path: &Path, to: i64) -> Resu
     Ok(())
 }
 
-/// Whether the steps that a store has seen are this program's.
-fn compare(connection: &Connection, path: &Path) -> Result<(), Error> {
+/// The newest step that a store has seen; all that it has must be this program's.
+fn seen(connection: &Connection, path: &Path) -> Result<i64, Error> {
+    let seen = version(connection).map_err(opening(path))?;
+    if seen == 0 {
+        return Ok(0);
+    }
     let sql = "SELECT version, checksum FROM _sqlx_migrations ORDER BY version";
     for (version, found) in rows::<(i64, Vec<u8>)>(connection, sql, ()).map_err(opening(path))? {
         match MIGRATIONS.iter().find(|(known, ..)| *known == version) {
@@ -77,7 +82,7 @@ fn compare(connection: &Connection, path: &Path) -> Result<(), Error> {
             Some(_) => {}
         }
     }
-    Ok(())
+    Ok(seen)
 }
 
 fn checksum(sql: &str) -> Vec<u8> {

@@ -1,7 +1,7 @@
 //! The store: the one place where mail, tokens and the inbox ledger are kept, in one database.
 //!
-//! Readers use a pool of their own; everything that is written goes through one [`Writer`], which commits what many
-//! tasks hand in together. A write has happened, on disk, when its call returns.
+//! Reads have connections of their own; everything that is written goes through one [`Writer`], which commits what
+//! many tasks hand in together. A write has happened, on disk, when its call returns.
 
 mod backup;
 mod by_hand;

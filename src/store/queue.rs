@@ -107,7 +107,8 @@ impl Store {
             "WHERE state = 'waiting' AND mailbox = ?1 AND next_attempt_at <= ?2 AND unknown_since IS NULL \
              ORDER BY next_attempt_at, id LIMIT ?3"
         );
-        self.due_rows("due messages", sql, mailbox, now, limit).await
+        let rows = self.read("due messages", due_rows(sql, mailbox, now, limit)).await?;
+        self.readable(rows).await
     }
 
     /// The waiting messages of a mailbox that are tried since then or longer, oldest first, due or not; but for those
@@ -125,26 +126,13 @@ impl Store {
             "WHERE state = 'waiting' AND mailbox = ?1 AND coalesce(tried_since, received_at) <= ?2 AND unknown_since IS NULL \
              ORDER BY id LIMIT ?3"
         );
-        self.due_rows("old messages", sql, mailbox, then, limit).await
+        // It may look at all that the mailbox has.
+        let rows = self.read_aside("old messages", due_rows(sql, mailbox, then, limit)).await?;
+        self.readable(rows).await
     }
 
-    /// Waiting messages of a mailbox, up to a time. A row that makes no sense is kept as failed, so that it holds up no
-    /// other's mail.
-    pub(super) async fn due_rows(
-        &self,
-        operation: &'static str,
-        sql: &'static str,
-        mailbox: &Address,
-        until: Timestamp,
-        limit: u32,
-    ) -> Result<Vec<Due>, Error> {
-        let read = |connection: &Connection| {
-            let mut query = connection.prepare_cached(sql)?;
-            let values = (mailbox.as_str(), millis(until), limit);
-            let rows = query.query_map(values, |row| Ok((QueueId(row.get("id")?), due_of(row))))?;
-            rows.collect::<Result<Vec<_>, _>>()
-        };
-        let rows = self.read(operation, read).await?;
+    /// The messages of rows. One that makes no sense is kept as failed, so that it holds up no other's mail.
+    pub(super) async fn readable(&self, rows: Vec<DueRow>) -> Result<Vec<Due>, Error> {
         let mut readable = Vec::with_capacity(rows.len());
         for (id, row) in rows {
             match row {
@@ -368,6 +356,24 @@ pub(super) fn settle(settlement: &Settlement, connection: &Connection) -> Result
 
 pub(super) fn encode(recipients: &[Recipient]) -> Result<String, rusqlite::Error> {
     serde_json::to_string(recipients).map_err(unencodable)
+}
+
+/// A waiting message, or what is wrong with its row.
+type DueRow = (QueueId, Result<Due, Error>);
+
+/// The query for waiting messages of a mailbox, up to a time.
+pub(super) fn due_rows(
+    sql: &'static str,
+    mailbox: &Address,
+    until: Timestamp,
+    limit: u32,
+) -> impl FnOnce(&Connection) -> Result<Vec<DueRow>, rusqlite::Error> + use<> {
+    let values = (mailbox.to_string(), millis(until), limit);
+    move |connection| {
+        let mut query = connection.prepare_cached(sql)?;
+        let rows = query.query_map(values, |row| Ok((QueueId(row.get("id")?), due_of(row))))?;
+        rows.collect()
+    }
 }
 
 fn due_of(row: &Row<'_>) -> Result<Due, Error> {

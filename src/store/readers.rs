@@ -1,7 +1,8 @@
 //! The connections that read.
 //!
 //! What a query of a few rows needs lies in memory almost always, and takes less time than to wake a thread for it: it runs
-//! where it is asked. Whatever may take longer runs in a thread for such, of which a few read at a time.
+//! where it is asked. (A disk that hangs holds up everything then; without it no mail could be accepted or sent anyway.)
+//! Whatever may take longer runs in a thread for such, of which a few read at a time.
 
 use super::{Error, Store, file, sql};
 use rusqlite::{Connection, Params, Row};
@@ -12,8 +13,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 use tokio::task::{coop, spawn_blocking};
 
-/// So many longer queries run at a time, and so many connections stay open.
+/// So many longer queries run at a time.
 const MOST: usize = 4;
+/// So many connections stay open.
+const KEPT: usize = 8;
 
 type Job = Box<dyn FnOnce(&Readers) + Send>;
 
@@ -63,7 +66,7 @@ impl Readers {
         let connection = idle.map_or_else(|| file::reading(&self.path), Ok).map_err(failed)?;
         let answer = query(&connection).map_err(failed);
         let mut state = self.lock();
-        if !state.closed && state.idle.len() < MOST {
+        if !state.closed && state.idle.len() < KEPT {
             state.idle.push(connection);
         }
         answer
@@ -78,7 +81,9 @@ impl Readers {
         let (done, answer) = oneshot::channel();
         self.hand_in(Box::new(move |readers| {
             // Nobody may want the answer any more.
-            drop(done.send(catch_unwind(AssertUnwindSafe(|| readers.read(operation, query)))));
+            if !done.is_closed() {
+                drop(done.send(catch_unwind(AssertUnwindSafe(|| readers.read(operation, query)))));
+            }
         }));
         match answer.await {
             Ok(Ok(answer)) => answer,
@@ -92,6 +97,7 @@ impl Readers {
         state.jobs.push_back(job);
         if state.busy < MOST {
             state.busy += 1;
+            drop(state);
             let readers = self.clone();
             spawn_blocking(move || readers.work());
         }

@@ -1,7 +1,7 @@
 //! Messages whose outcome is unknown: the service may have taken them, and nobody heard. And those that cannot be read.
 
 use super::message::{Due, Recipient, RecipientState, Settlement};
-use super::queue::{QueueWrite, due, encode, settle};
+use super::queue::{QueueWrite, due, due_rows, encode, settle};
 use super::sql::{rows, run};
 use super::writer::Write;
 use super::{Error, QueueId, Store, millis};
@@ -70,7 +70,8 @@ impl Store {
              WHERE state = 'waiting' AND mailbox = ?1 AND next_attempt_at <= ?2 AND unknown_since IS NOT NULL \
              ORDER BY next_attempt_at, id LIMIT ?3"
         );
-        self.due_rows("messages with an unknown outcome", sql, mailbox, now, limit).await
+        let rows = self.read("messages with an unknown outcome", due_rows(sql, mailbox, now, limit)).await?;
+        self.readable(rows).await
     }
 }
 
