@@ -142,7 +142,7 @@ fn look_inside(config: &Config) -> Result<Inside, Error> {
         made_at: None,
     };
     if inside.damage.is_empty() {
-        rows(&connection, &config.keyring(), &mut inside).map_err(opening(path))?;
+        look_at_rows(&connection, &config.keyring(), &mut inside).map_err(opening(path))?;
     }
     Ok(inside)
 }
@@ -154,7 +154,7 @@ pub(super) fn damage(connection: &Connection) -> Result<Vec<String>, rusqlite::E
     Ok(found.into_iter().map(|(line,)| line).filter(|line| line != "ok").collect())
 }
 
-fn rows(connection: &Connection, keys: &Keyring, inside: &mut Inside) -> Result<(), rusqlite::Error> {
+fn look_at_rows(connection: &Connection, keys: &Keyring, inside: &mut Inside) -> Result<(), rusqlite::Error> {
     inside.version = version(connection)?;
     if inside.version == 0 || inside.version > inside.known {
         return Ok(());

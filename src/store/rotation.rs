@@ -3,7 +3,7 @@
 use super::file::aside;
 use super::queue::address;
 use super::sealed::{
-    Tables, establish, first, lock, random_key, rows, set_key, truncate_log, wholly, written,
+    Tables, establish, first, lock, random_key, set_key, tokens, truncate_log, wholly, written,
 };
 use super::sql::run;
 use super::{Config, Error, Store, connect, invites};
@@ -120,7 +120,7 @@ impl Rotation<'_> {
             Step::PutInPlace => self.keys.put_in_place(self.new.id())?,
             Step::Verify => {
                 let fresh = Keyring::new(self.keys.path().to_owned(), false);
-                for (mailbox, sealed) in rows(self.connection)? {
+                for (mailbox, sealed) in tokens(self.connection)? {
                     let mailbox = address(&mailbox)?;
                     if key_id(&sealed) == Some(self.new.id()) {
                         fresh.key(self.new.id())?.open(Owner::Mailbox(&mailbox), &sealed)?;
@@ -143,7 +143,7 @@ impl Rotation<'_> {
         self.connection.pragma_update(None, "secure_delete", true).map_err(written(operation))?;
         wholly(self.connection, operation, |connection| {
             let mut resealed = 0;
-            for (mailbox, sealed) in rows(connection)? {
+            for (mailbox, sealed) in tokens(connection)? {
                 let owner = address(&mailbox)?;
                 let tampered = || Owner::Mailbox(&owner).tampered();
                 let old = match keys.key(key_id(&sealed).ok_or_else(tampered)?) {

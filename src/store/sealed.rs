@@ -138,9 +138,11 @@ fn seal_clear(connection: &mut Connection, key: &Key) -> Result<(), Error> {
     wholly(connection, operation, |connection| {
         let written = written(operation);
         let sql = "SELECT mailbox, refresh_token FROM clear_token";
-        for (mailbox, token) in sql::rows::<(String, String)>(connection, sql, ()).map_err(written)? {
+        let clear: Vec<(String, String)> = sql::rows(connection, sql, ()).map_err(written)?;
+        let secret = |(mailbox, token)| (mailbox, SecretString::from(token));
+        for (mailbox, token) in clear.into_iter().map(secret).collect::<Vec<_>>() {
             let owner = address(&mailbox)?;
-            let sealed = key.seal(rand::random(), Owner::Mailbox(&owner), &SecretString::from(token))?;
+            let sealed = key.seal(rand::random(), Owner::Mailbox(&owner), &token)?;
             run(
                 connection,
                 "INSERT INTO token (mailbox, tenant, client_id, sealed, consented_at, refreshed_at) \
@@ -183,7 +185,8 @@ pub(super) fn truncate_log(connection: &Connection) -> Result<bool, rusqlite::Er
     Ok(busy == 0)
 }
 
-pub(super) fn rows(connection: &Connection) -> Result<Vec<(String, Vec<u8>)>, Error> {
+/// Every mailbox's token, sealed.
+pub(super) fn tokens(connection: &Connection) -> Result<Vec<(String, Vec<u8>)>, Error> {
     sql::rows(connection, "SELECT mailbox, CAST(sealed AS BLOB) FROM token ORDER BY mailbox", ())
         .map_err(|source| Error::Read { operation: "the tokens", source })
 }
