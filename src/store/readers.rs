@@ -9,7 +9,7 @@ use rusqlite::{Connection, Params, Row};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 use tokio::task::{coop, spawn_blocking};
 
@@ -25,11 +25,15 @@ type Job = Box<dyn FnOnce(&Readers) + Send>;
 pub(super) struct Readers {
     path: Arc<Path>,
     state: Arc<Mutex<State>>,
+    /// The last query ended after the close.
+    ended: Arc<Condvar>,
 }
 
 #[derive(Default)]
 struct State {
     idle: Vec<Connection>,
+    /// Connections that somebody reads with.
+    lent: usize,
     /// Longer queries that nobody runs yet.
     jobs: VecDeque<Job>,
     /// Threads that run such.
@@ -47,7 +51,8 @@ impl Readers {
     /// Opens the first connection.
     pub(super) fn open(path: Arc<Path>) -> Result<Self, rusqlite::Error> {
         let idle = vec![file::reading(&path)?];
-        Ok(Self { path, state: Arc::new(Mutex::new(State { idle, ..State::default() })) })
+        let state = Arc::new(Mutex::new(State { idle, ..State::default() }));
+        Ok(Self { path, state, ended: Arc::default() })
     }
 
     fn read<T>(
@@ -55,21 +60,22 @@ impl Readers {
         operation: &'static str,
         query: impl FnOnce(&Connection) -> Result<T, rusqlite::Error>,
     ) -> Result<T, Error> {
-        let idle = {
-            let mut state = self.lock();
-            if state.closed {
-                return Err(Error::Closed);
-            }
-            state.idle.pop()
-        };
         let failed = |source| Error::Read { operation, source };
-        let connection = idle.map_or_else(|| file::reading(&self.path), Ok).map_err(failed)?;
-        let answer = query(&connection).map_err(failed);
+        let mut lent = self.lend()?;
+        let connection = match lent.connection.take() {
+            Some(connection) => connection,
+            None => file::reading(&self.path).map_err(failed)?,
+        };
+        query(lent.connection.insert(connection)).map_err(failed)
+    }
+
+    fn lend(&self) -> Result<Lent<'_>, Error> {
         let mut state = self.lock();
-        if !state.closed && state.idle.len() < KEPT {
-            state.idle.push(connection);
+        if state.closed {
+            return Err(Error::Closed);
         }
-        answer
+        state.lent += 1;
+        Ok(Lent { readers: self, connection: state.idle.pop() })
     }
 
     /// The same in a thread. It is handed over at once: who waits for the answer holds nothing that another needs.
@@ -118,18 +124,45 @@ impl Readers {
         job
     }
 
-    /// Ends the connections that nobody reads with; the others end with what they read.
+    /// Ends the connections, once the queries under way have ended. (The last one to the file moves the log into it.)
     pub(super) async fn close(self) {
-        let idle = {
+        file::aside(move || {
             let mut state = self.lock();
             state.closed = true;
-            std::mem::take(&mut state.idle)
-        };
-        file::aside(move || drop(idle)).await;
+            let idle = std::mem::take(&mut state.idle);
+            while state.lent > 0 {
+                state = self.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
+            }
+            drop(state);
+            drop(idle);
+        })
+        .await;
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection that somebody reads with; given back when dropped.
+struct Lent<'r> {
+    readers: &'r Readers,
+    connection: Option<Connection>,
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        let connection = self.connection.take();
+        let mut state = self.readers.lock();
+        if !state.closed && state.idle.len() < KEPT {
+            state.idle.extend(connection);
+        } else {
+            drop(state);
+            drop(connection);
+            state = self.readers.lock();
+        }
+        state.lent -= 1;
+        self.readers.ended.notify_all();
     }
 }
 
@@ -210,5 +243,46 @@ impl Store {
         R: for<'r> TryFrom<&'r Row<'r>, Error = rusqlite::Error>,
     {
         self.read(operation, |connection| sql::one(connection, sql, values)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Config, Error, Store};
+    use std::time::Duration;
+
+    const LONG: &str = "WITH RECURSIVE n (x) AS (VALUES (1) UNION ALL SELECT x + 1 FROM n WHERE x < 2000000) \
+                        SELECT count(*) FROM n";
+
+    #[tokio::test]
+    async fn who_closes_the_store_waits_for_what_is_read_and_leaves_no_log() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = Config::at(folder.path().join("relay.db"));
+        let (store, writer) = Store::open(&config).await.unwrap();
+        let writing = tokio::spawn(writer.run());
+        store.probe().await.unwrap();
+        let reader = store.clone();
+        let reading = tokio::spawn(async move { reader.sum::<(i64,)>("a long query", LONG, ()).await });
+        while store.readers.lock().lent == 0 && !reading.is_finished() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        store.clone().close().await;
+        writing.await.unwrap();
+        assert!(!folder.path().join("relay.db-wal").exists());
+        assert_eq!(reading.await.unwrap().unwrap(), (2_000_000,));
+        assert!(matches!(store.probe().await, Err(Error::Closed)));
+    }
+
+    #[tokio::test]
+    async fn a_query_that_panics_takes_nothing_along() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, _writer) = Store::open(&Config::at(folder.path().join("relay.db"))).await.unwrap();
+        for _ in 0..super::MOST * 2 {
+            let reader = store.clone();
+            let read = async move { reader.read_aside::<()>("nothing", |_| panic!("on purpose")).await };
+            assert!(tokio::spawn(read).await.unwrap_err().is_panic());
+        }
+        assert_eq!(store.sum::<(i64,)>("messages", "SELECT count(*) FROM message", ()).await.unwrap(), (0,));
+        store.close().await;
     }
 }
