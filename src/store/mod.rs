@@ -360,8 +360,9 @@ impl Store {
     /// Ends the writer, once everything handed in so far is written. Whoever still holds a clone only gets
     /// [`Error::Closed`] from it, so that nobody can hold up a shutdown.
     pub async fn close(self) {
-        self.closing.cancel();
+        // The writer last: of two that end at once, neither would move the log into the file.
         self.readers.close().await;
+        self.closing.cancel();
     }
 
     /// Reads and writes without doing either: comes back when both work, or fail.
