@@ -1,11 +1,12 @@
 //! A copy of the store as it is at one moment, also while the daemon writes: SQLite copies what one reader sees
 //! (<https://sqlite.org/lang_vacuum.html#vacuuminto>), and readers hold up no writer.
 
+use super::check::has_table;
 use super::error::opening;
 use super::file::{aside, bare, beside, free, is_ours, sync_folder};
 use super::migrations::version;
-use super::sql::{one, run};
-use super::{Config, Error, RESERVE, Store, millis};
+use super::sql::{first, one, run};
+use super::{Config, Error, RESERVE, Store, millis, timestamp};
 use crate::clock;
 use jiff::Timestamp;
 use rusqlite::Connection;
@@ -115,6 +116,15 @@ fn write(config: &Config, part: &Path, file: &File, to: &Path) -> Result<Backup,
         messages,
         key_file: config.keyring().path().to_owned(),
     })
+}
+
+/// When a copy was made, if it is one that no daemon has started with yet.
+pub(super) fn made_at(copy: &Connection) -> Result<Option<Timestamp>, rusqlite::Error> {
+    if !has_table(copy, "backup")? {
+        return Ok(None);
+    }
+    let row: Option<(i64,)> = first(copy, "SELECT made_at FROM backup WHERE started_at IS NULL", ())?;
+    Ok(row.map(|(made_at,)| timestamp(made_at)))
 }
 
 /// How many messages a copy holds.

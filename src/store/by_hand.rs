@@ -1,7 +1,7 @@
 //! What a person does to the queue: picks messages, has them tried again, cancels them.
 
 use super::queue::encode;
-use super::sql::run;
+use super::sql::{one, run};
 use super::writer::Write;
 use super::{
     Error, NewReport, QueueId, Queued, QueuedState, Recipient, RecipientState, Store, millis, report,
@@ -51,9 +51,7 @@ impl Store {
     /// # Errors
     /// The disk's, and a row that makes no sense.
     pub async fn queued_one(&self, id: QueueId) -> Result<Option<Queued>, Error> {
-        let sql = "SELECT id, received_at, mail_from, recipients, header_from, message_id, size, mailbox, rule, state, \
-                   next_attempt_at FROM message WHERE id = ?1";
-        Ok(self.queued_rows("a message", sql, (id.0,)).await?.pop())
+        Ok(self.queued_between("a message", id.0.saturating_sub(1), id.0, 1).await?.pop())
     }
 
     /// Has a message tried now, and for as long as a new one: also one that was given up or is held, whose recipients
@@ -127,8 +125,7 @@ pub(super) fn count(connection: &Connection) -> Result<(), rusqlite::Error> {
 fn retry(id: QueueId, now: Timestamp, connection: &Connection) -> Result<(), rusqlite::Error> {
     // As bytes: what is damaged may not even be text.
     let sql = "SELECT state, CAST(recipients AS BLOB) FROM message WHERE id = ?1 AND state <> 'sending'";
-    let (state, recipients): (String, Vec<u8>) =
-        connection.query_row(sql, [id.0], |row| Ok((row.get(0)?, row.get(1)?)))?;
+    let (state, recipients): (String, Vec<u8>) = one(connection, sql, [id.0])?;
     // One that only waits keeps what is known of it: whether it was sent is still to be found out.
     let recipients = match (state.as_str(), serde_json::from_slice::<Vec<Recipient>>(&recipients)) {
         ("held" | "failed", Ok(read)) => Some(encode(&anew(read))?),

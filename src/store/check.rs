@@ -1,11 +1,12 @@
 //! How the store is, for a person to look at: read only, also while the daemon works.
 
+use super::backup::made_at;
 use super::error::opening;
 use super::file::{aside, beside, free, is_ours, read_only};
 use super::migrations::{NEWEST, version};
 use super::sealed::opened;
 use super::sql;
-use super::{Config, Error, Store, owner, timestamp};
+use super::{Config, Error, Store, owner};
 use crate::address::Address;
 use crate::failure::chain;
 use crate::sealing::{KeyId, Keyring, Owner, key_id};
@@ -174,10 +175,7 @@ fn look_at_rows(connection: &Connection, keys: &Keyring, inside: &mut Inside) ->
         }
     }
     inside.key = key(connection, keys)?;
-    if has_table(connection, "backup")? {
-        let sql = "SELECT made_at FROM backup WHERE started_at IS NULL";
-        inside.made_at = sql::first(connection, sql, ())?.map(|(made_at,)| timestamp(made_at));
-    }
+    inside.made_at = made_at(connection)?;
     Ok(())
 }
 
@@ -229,7 +227,7 @@ pub(super) fn key(connection: &Connection, keys: &Keyring) -> Result<KeyHealth, 
     })
 }
 
-fn has_table(connection: &Connection, name: &str) -> Result<bool, rusqlite::Error> {
+pub(super) fn has_table(connection: &Connection, name: &str) -> Result<bool, rusqlite::Error> {
     let sql = "SELECT count(*) > 0 FROM sqlite_master WHERE type = 'table' AND name = ?1";
     sql::one(connection, sql, [name]).map(|(has,)| has)
 }

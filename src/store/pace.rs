@@ -1,6 +1,6 @@
 //! What each mailbox was made to send, by the minute: its pace survives a restart.
 
-use super::sql::run;
+use super::sql::{one, run};
 use super::{Error, QueueId, Store, millis, timestamp};
 use crate::address::Address;
 use jiff::Timestamp;
@@ -50,13 +50,14 @@ pub(super) fn count(
     connection: &Connection,
 ) -> Result<(), rusqlite::Error> {
     let minute = millis(now).div_euclid(MINUTE);
-    let mut insert = connection.prepare_cached(
+    let (messages,): (i64,) = one(
+        connection,
         "INSERT INTO pace (mailbox, minute, messages, recipients) \
          SELECT mailbox, ?2, 1, ?3 FROM message WHERE id = ?1 \
          ON CONFLICT (mailbox, minute) DO UPDATE SET messages = messages + 1, recipients = recipients + ?3 \
          RETURNING messages",
+        params![id.0, minute, recipients],
     )?;
-    let messages: i64 = insert.query_row(params![id.0, minute, recipients], |row| row.get(0))?;
     if messages == 1 {
         let sql =
             "DELETE FROM pace WHERE mailbox = (SELECT mailbox FROM message WHERE id = ?1) AND minute < ?2";

@@ -11,7 +11,7 @@ use crate::failure::{Class, chain};
 use crate::routing::Rule;
 use jiff::Timestamp;
 use rusqlite::types::FromSql;
-use rusqlite::{Connection, Params, Row, params};
+use rusqlite::{Connection, Row, params};
 
 /// A query for messages as [`Due`] has them.
 macro_rules! due {
@@ -170,22 +170,25 @@ impl Store {
     /// # Errors
     /// The disk's, and rows that make no sense.
     pub async fn queued(&self, after: Option<QueueId>, limit: u32) -> Result<Vec<Queued>, Error> {
-        let sql = "SELECT id, received_at, mail_from, recipients, header_from, message_id, size, mailbox, rule, state, \
-                   next_attempt_at FROM message WHERE id > ?1 ORDER BY id LIMIT ?2";
-        self.queued_rows("the queue", sql, (after.map_or(-1, |id| id.0), limit)).await
+        self.queued_between("the queue", after.map_or(-1, |id| id.0), i64::MAX, limit).await
     }
 
-    /// Messages of the queue with their attempts.
-    pub(super) async fn queued_rows(
+    /// Messages of the queue with their attempts: those behind `after`, and not behind `last`.
+    pub(super) async fn queued_between(
         &self,
         operation: &'static str,
-        sql: &'static str,
-        values: impl Params + Send + 'static,
+        after: i64,
+        last: i64,
+        limit: u32,
     ) -> Result<Vec<Queued>, Error> {
         let read = move |connection: &Connection| {
-            let mut query = connection.prepare_cached(sql)?;
-            let rows =
-                query.query_map(values, |row| Ok((queued_of(row), attempts(connection, row.get("id")?)?)))?;
+            let mut query = connection.prepare_cached(
+                "SELECT id, received_at, mail_from, recipients, header_from, message_id, size, mailbox, rule, state, \
+                 next_attempt_at FROM message WHERE id > ?1 AND id <= ?2 ORDER BY id LIMIT ?3",
+            )?;
+            let rows = query.query_map((after, last, limit), |row| {
+                Ok((queued_of(row), attempts(connection, row.get("id")?)?))
+            })?;
             rows.collect::<Result<Vec<_>, _>>()
         };
         let rows = self.read_aside(operation, read).await?;

@@ -1,13 +1,12 @@
 //! Puts a backup in the store's place. The store before it is kept beside it, under a name that says when.
 
-use super::backup::{check_room, failed, messages, single, stamp};
+use super::backup::{check_room, failed, made_at, messages, single, stamp};
 use super::check::{self, KeyHealth};
 use super::error::opening;
 use super::file::{aside, bare, beside, create_private, folder_of, is_ours, sync_folder};
 use super::migrations::{NEWEST, version};
 use super::sealed::truncate_log;
-use super::sql::{first, one};
-use super::{Config, Error, Store, owner, real, timestamp};
+use super::{Config, Error, Store, owner, real};
 use crate::clock;
 use crate::sealing::Keyring;
 use jiff::Timestamp;
@@ -120,11 +119,7 @@ fn stamped(
     connection: &Connection,
     keys: &Keyring,
 ) -> Result<(Option<Timestamp>, u64, Key), rusqlite::Error> {
-    let (tables,): (i64,) = one(connection, "SELECT count(*) FROM sqlite_master WHERE name = 'backup'", ())?;
-    let made_at: Option<(i64,)> = match tables {
-        0 => None,
-        _ => first(connection, "SELECT made_at FROM backup WHERE started_at IS NULL", ())?,
-    };
+    let made_at = made_at(connection)?;
     if made_at.is_none() {
         stamp(connection, clock::now())?;
     }
@@ -132,7 +127,7 @@ fn stamped(
         KeyHealth::Unused | KeyHealth::Opens { .. } => Key::Fits,
         KeyHealth::Fails(why) => Key::Other(why),
     };
-    Ok((made_at.map(|(made_at,)| timestamp(made_at)), messages(connection)?, key))
+    Ok((made_at, messages(connection)?, key))
 }
 
 fn copy(from: &Path, to: &Path) -> Result<(), Error> {

@@ -1,10 +1,11 @@
 //! The first start with a store that was put back from a backup: whatever was under way when the backup was made may have been
 //! done since, and nothing is done twice.
 
+use super::backup::made_at;
 use super::sql::{rows, run};
 use super::unknown::is_unknown;
 use super::writer::Write;
-use super::{Error, Recipient, RecipientState, Store, millis, timestamp};
+use super::{Error, Recipient, RecipientState, Store, millis};
 use crate::address::Address;
 use jiff::Timestamp;
 use rusqlite::Connection;
@@ -34,8 +35,7 @@ impl Store {
     /// The disk's; then nothing has changed, and nothing may be sent.
     pub async fn take_up_backup(&self, now: Timestamp) -> Result<Option<Restored>, Error> {
         let operation = "whether it is a backup";
-        let sql = "SELECT made_at FROM backup WHERE started_at IS NULL";
-        let Some((made_at,)): Option<(i64,)> = self.first(operation, sql, ()).await? else {
+        let Some(made_at) = self.read(operation, made_at).await? else {
             return Ok(None);
         };
         let sql = "SELECT (SELECT count(*) FROM message WHERE state IN ('waiting', 'sending')), \
@@ -44,7 +44,7 @@ impl Store {
         let (messages, others, reports): (i64, i64, i64) = self.sum(operation, sql, ()).await?;
         self.write(Write::Restored(now)).await?;
         Ok(Some(Restored {
-            made_at: timestamp(made_at),
+            made_at,
             messages: messages.unsigned_abs(),
             others: others.unsigned_abs(),
             reports: reports.unsigned_abs(),

@@ -2,7 +2,7 @@
 
 use super::message::{Due, Recipient, RecipientState, Settlement};
 use super::queue::{QueueWrite, due, due_rows, encode, settle};
-use super::sql::{rows, run};
+use super::sql::{one, rows, run};
 use super::writer::Write;
 use super::{Error, QueueId, Store, millis};
 use crate::address::Address;
@@ -89,11 +89,11 @@ pub(super) fn resolve(
     seen: Seen,
     connection: &Connection,
 ) -> Result<(), rusqlite::Error> {
-    connection.query_row(
+    let _: (i64,) = one(
+        connection,
         "SELECT id FROM message WHERE id = ?1 AND state = 'waiting' AND (unknown_since IS NOT NULL) = ?2 \
          AND attempts = ?3 AND coalesce(tried_since, received_at) = ?4",
         params![settlement.id.0, seen.unknown, seen.attempts, millis(seen.tried_since)],
-        |_still| Ok(()),
     )?;
     settle(settlement, connection)
 }
